@@ -1,0 +1,1 @@
+"""From slides to feature stores and tile predictions."""

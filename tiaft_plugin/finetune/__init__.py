@@ -1,0 +1,1 @@
+"""Fine-tuners: from labelled tiles to a model file."""

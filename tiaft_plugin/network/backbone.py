@@ -1,0 +1,76 @@
+"""Part A: any timm backbone with its global pooling, and the Xception that Keras builds."""
+
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+from torch import nn
+
+from tiaft_plugin.errors import TiaftError
+
+DEFAULT_BACKBONE = "legacy_xception"
+DEFAULT_TILE_SIZE = 224  # px, as in the paper and in TIAToolbox's kather100k models
+KERAS_XCEPTION = "keras_xception"
+KERAS_BATCHNORM_EPS = 1e-3
+
+
+def create_backbone(name: str, tile_size: int, args: dict[str, Any] | None = None) -> nn.Module:
+    """Create a backbone with random weights that gives pooled features (N, width).
+
+    `name` is timm's, or ``keras_xception``; `args` go to ``timm.create_model``. Raises TiaftError
+    for an unknown name or argument.
+    """
+    args = dict(args or {})
+    timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
+    if not timm.is_model(timm_name):
+        raise TiaftError(f"timm has no backbone {name!r}{_suggestion(name)}")
+    if "img_size" not in args and _has_fixed_size(timm_name):
+        args["img_size"] = tile_size
+    try:
+        model = timm.create_model(timm_name, pretrained=False, num_classes=0, **args)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise TiaftError(f"backbone {name} with {args} cannot be built: {error}") from error
+    return as_keras_builds_it(model) if name == KERAS_XCEPTION else model
+
+
+def default_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std (of pixels scaled to 0…1) that timm gives for a backbone's weights."""
+    timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
+    config = timm.models.get_pretrained_cfg(timm_name)
+    if config is None:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return tuple(config.mean), tuple(config.std)
+
+
+def pooled_width(backbone: nn.Module) -> int:
+    """Return how many features a backbone without classifier gives."""
+    # Some heads widen the features after pooling (MobileNetV3), so num_features is not enough.
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+
+
+def as_keras_builds_it(xception: nn.Module) -> nn.Module:
+    """Change timm's legacy_xception, in place, into the network of keras.applications.
+
+    Keras' BatchNorm has epsilon 1e-3, and its strided max-poolings pad as TensorFlow's "same"
+    does, which differs from timm's padding wherever the map has an even side.
+    """
+    from timm.layers import create_pool2d
+
+    for parent in list(xception.modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                child.eps = KERAS_BATCHNORM_EPS
+            elif isinstance(child, nn.MaxPool2d):
+                same = create_pool2d("max", child.kernel_size, child.stride, padding="same")
+                setattr(parent, child_name, same)
+    return xception
+
+
+def _has_fixed_size(timm_name: str) -> bool:
+    config = timm.models.get_pretrained_cfg(timm_name)
+    return config is not None and bool(config.fixed_input_size)
+
+
+def _suggestion(name: str) -> str:
+    close = get_close_matches(name, timm.list_models(), n=3)
+    return f": did you mean {' or '.join(close)}?" if close else " (timm.list_models() lists them)"

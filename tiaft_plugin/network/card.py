@@ -1,0 +1,143 @@
+"""The card of a model file: everything but the numbers that it takes to rebuild the network.
+
+Reading a card touches the file's header only and loads no torch.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tiaft_plugin.errors import TiaftError
+
+METADATA_KEY = "tiaft_card"
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is: see ``docs/formats.md`` for each field.
+
+    `tile_size` is in pixels, `mpp` in µm per pixel (None: unknown, and the model cannot be
+    registered); `hidden` are the widths of Part B's hidden layers; `mean` and `std` belong to
+    pixel values scaled to 0…1. A model without classes has no Part B.
+    """
+
+    backbone: str
+    tile_size: int
+    mpp: float | None
+    classes: tuple[str, ...]
+    hidden: tuple[int, ...]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+    version: int = CARD_VERSION
+
+    def __post_init__(self):
+        for name in ("classes", "hidden", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        problem = _problem(self)
+        if problem:
+            raise TiaftError(f"model card: {problem}")
+
+    def to_json(self) -> str:
+        """Return the card as JSON, keys sorted: the same card is always the same text."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+
+def read_card(path: Path | str) -> Card:
+    """Read the card of a model file. Raises TiaftError that names the file and the fault."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise TiaftError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TiaftError(
+            f"{path} is not a whole safetensors file ({error}): "
+            "copy it again, or import other formats with `tiaft models convert`"
+        ) from error
+    if METADATA_KEY not in metadata:
+        raise TiaftError(
+            f"{path} holds weights but no tiaft model card: make a model file of it with "
+            f"`tiaft models create FILE --backbone NAME --init {path}`"
+        )
+    try:
+        return card_from_json(metadata[METADATA_KEY])
+    except TiaftError as error:
+        raise TiaftError(f"{path}: {error}") from error
+
+
+def card_from_json(text: str) -> Card:
+    """Parse a card. Raises TiaftError where a field is missing, unknown in type, or wrong."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise TiaftError(f"model card: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise TiaftError("model card: not a JSON object")
+    version = values.get("version")
+    if isinstance(version, int) and version > CARD_VERSION:
+        raise TiaftError(
+            f"model card: version {version} is newer than this tiaft_plugin reads "
+            f"({CARD_VERSION}): upgrade tiaft_plugin"
+        )
+    missing = [
+        name
+        for name in ("backbone", "tile_size", "mpp", "classes", "hidden", "version")
+        if name not in values
+    ]
+    if missing:
+        raise TiaftError(f"model card: {', '.join(missing)} missing")
+    known = {f.name for f in fields(Card)}
+    try:
+        return Card(**{name: value for name, value in values.items() if name in known})
+    except TypeError as error:
+        raise TiaftError(f"model card: {error}") from error
+
+
+def _problem(card: Card) -> str:
+    """Return what is wrong with a card, or an empty string."""
+    if not isinstance(card.backbone, str) or not card.backbone:
+        return f"backbone is {card.backbone!r}, not a name"
+    if not _is_count(card.tile_size):
+        return f"tile_size is {card.tile_size!r}, not a number of pixels"
+    if card.mpp is not None and not _is_positive(card.mpp):
+        return f"mpp is {card.mpp!r}, not a positive number of µm per pixel"
+    if not all(isinstance(name, str) and name.strip() for name in card.classes):
+        return f"classes {list(card.classes)!r} are not all names"
+    if len(set(card.classes)) != len(card.classes):
+        return f"classes {list(card.classes)!r} name one class twice"
+    if len(card.classes) == 1:
+        return "one class is no choice: give two or more, or none for features only"
+    if not all(_is_count(width) for width in card.hidden):
+        return f"hidden {list(card.hidden)!r} are not widths"
+    if card.hidden and not card.classes:
+        return "Part B needs a class list, and there is none"
+    if len(card.mean) != 3 or len(card.std) != 3:
+        return "mean and std need one value for each of red, green and blue"
+    if not all(_is_number(value) for value in card.mean) or not all(map(_is_positive, card.std)):
+        return f"mean {list(card.mean)!r} or std {list(card.std)!r} cannot normalise pixels"
+    if not all(isinstance(part, dict) for part in (card.backbone_args, card.training, card.data)):
+        return "backbone_args, training and data are not all objects"
+    return ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1_000_000
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0

@@ -1,0 +1,105 @@
+"""The ways in for Part A's weights: timm's own, a local file, or random."""
+
+from pathlib import Path
+
+import timm
+import torch
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.network.backbone import DEFAULT_BACKBONE, KERAS_XCEPTION
+from tiaft_plugin.network.net import Network
+
+
+def init_part_a(net: Network, init: str) -> str:
+    """Fill Part A: `init` is ``imagenet``, ``random`` or a ``.safetensors`` or ``.pth`` file.
+
+    Returns a short text for the card's `source`. A file holds a timm state dict, with or without
+    its classifier, or is a tiaft model file with the same backbone. Raises TiaftError.
+    """
+    if init == "random":
+        return "random weights"
+    if init == "imagenet":
+        return _from_timm(net)
+    path = Path(init)
+    if not path.is_file():
+        raise TiaftError(f"--init {init}: neither imagenet, random nor a file")
+    fill_part_a(net, read_tensors(path), path)
+    return f"Part A from {path.name}"
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a state dict from ``.safetensors`` or ``.pth``, executing nothing. Raises TiaftError."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise TiaftError(f"{path} is not a whole safetensors file: {error}") from error
+    if path.suffix in (".h5", ".hdf5", ".keras"):
+        raise TiaftError(f"{path} is a Keras file: import it with `tiaft models convert` first")
+    return _read_pickle(path)
+
+
+def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy Part A's weights out of a state dict. Raises TiaftError where any is missing."""
+    prefix = "part_a." if any(name.startswith("part_a.") for name in tensors) else ""
+    wanted = net.part_a.state_dict()
+    # Files written before torch 0.4 lack these counters, which inference does not use.
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    filled = {}
+    for name, value in wanted.items():
+        given = tensors.get(prefix + name)
+        if given is None and name in counters:
+            given = value
+        if given is None or given.shape != value.shape:
+            found = "missing" if given is None else f"of shape {tuple(given.shape)}"
+            raise TiaftError(
+                f"{path} does not fit {net.card.backbone}: {name}, of shape "
+                f"{tuple(value.shape)}, is {found}"
+            )
+        if not torch.isfinite(given.float()).all():
+            raise TiaftError(f"{path}: weights hold NaN or infinity ({name})")
+        filled[name] = given.to(value.dtype)  # float16 files become float32 networks
+    net.part_a.load_state_dict(filled)
+
+
+def _from_timm(net: Network) -> str:
+    name = net.card.backbone
+    timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
+    try:
+        pretrained = timm.create_model(
+            timm_name, pretrained=True, num_classes=0, **net.card.backbone_args
+        )
+    except Exception as error:  # timm, huggingface_hub and urllib each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TiaftError(
+            f"timm's ImageNet weights of {name} cannot be had ({reason}): go online once, or pass "
+            "--init FILE with weights from elsewhere, or --init random"
+        ) from error
+    fill_part_a(net, pretrained.state_dict(), Path(f"timm/{timm_name}"))
+    config = pretrained.pretrained_cfg
+    return f"Part A from timm {config.get('architecture', name)}.{config.get('tag', '')}"
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch errors alike: all mean "not weights"
+        raise TiaftError(
+            f"{path} is refused: it is not a plain file of weights, and a pickle that holds more "
+            "can run code. Ask its author for a .safetensors file"
+        ) from error
+    while isinstance(content, dict):
+        inner = next((content[k] for k in ("state_dict", "model") if k in content), None)
+        if not isinstance(inner, dict):
+            break
+        content = inner
+    if not isinstance(content, dict) or not content:
+        raise TiaftError(f"{path} holds no weights by name (a state dict)")
+    tensors = {str(k).removeprefix("module."): v for k, v in content.items()}
+    wrong = next((k for k, v in tensors.items() if not isinstance(v, torch.Tensor)), None)
+    if wrong is not None:
+        raise TiaftError(f"{path} holds no state dict: its entry {wrong!r} is no tensor")
+    return tensors

@@ -1,0 +1,1 @@
+"""Tile sets: read, checked, split, fingerprinted."""

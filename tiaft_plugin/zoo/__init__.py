@@ -1,0 +1,1 @@
+"""Model names: specs, the user's model folder, and TIAToolbox's registry."""
