@@ -13,27 +13,35 @@ hookimpl = HookimplMarker("tiaft")
 
 @hookspec
 def register_models(register):
-    """Add tile models: ``register(name, load, tile_size=…, mpp=…, classes=())``."""
+    """Add tile models: ``register(name, load, tile_size=…, mpp=…, classes=())``.
+
+    ``load()`` returns a torch module in eval mode, called with uint8 tiles (N, H, W, 3) on its
+    device: logits (N, C) where `classes` are named, features (N, D) where not. `tile_size` is in
+    pixels, `mpp` in µm per pixel. ``tiaft_plugin.testing.check_model`` says what else it promises.
+    """
 
 
 @hookspec
 def register_finetuners(register):
-    """Add fine-tuners: ``register(name, finetuner)``."""
+    """Add fine-tuners: ``register(name, finetuner)``; see ``tiaft_plugin.finetune.interface``."""
 
 
 @hookspec
 def register_probes(register):
-    """Add downstream probes: ``register(name, probe)``."""
+    """Add downstream probes: ``register(name, probe)``; ``check_probe`` says what they promise."""
 
 
 @hookspec
 def register_sinks(register):
-    """Add places that tile predictions go to: ``register(name, write, suffix=".ext")``."""
+    """Add places that tile predictions go to: ``register(name, write, suffix=".ext")``.
+
+    ``write(predictions, path)`` gets ``tiaft_plugin.engine.predictions.TilePredictions``.
+    """
 
 
 @hookspec
 def register_commands(cli):
-    """Add commands to ``tiaft``: `cli` is its click group."""
+    """Add commands to ``tiaft``: ``cli.add_command(command)``, each a click command."""
 
 
 @hookspec
@@ -48,7 +56,10 @@ def stage_ended(stage, network):
 
 @hookspec
 def epoch_ended(stage, epoch, metrics):
-    """An epoch has ended: `metrics` is its row of ``metrics.csv`` as a dict."""
+    """An epoch has ended: `metrics` holds its rows of ``metrics.csv``, as dicts by split.
+
+    The splits are ``train`` and, where tiles are held out, ``val``.
+    """
 
 
 @hookspec(firstresult=True)
@@ -58,7 +69,10 @@ def choose_optimizer(stage, parameters, lr):
 
 @hookspec(firstresult=True)
 def choose_augmentation(stage, tile_size):
-    """Return a function from and to a uint8 (H, W, 3) array, or None; first result wins."""
+    """Return ``augment(tile, rng)``, from and to a uint8 (H, W, 3) array, or None; first wins.
+
+    `rng` is a numpy Generator that seed, stage, epoch and tile alone decide.
+    """
 
 
 @hookspec

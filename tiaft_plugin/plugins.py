@@ -1,12 +1,15 @@
 """The plug-in manager: which plug-ins there are, and what each of them registers."""
 
 import os
+import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from inspect import Signature, signature
 from typing import Any
 
 import pluggy
@@ -23,6 +26,14 @@ BUILT_INS = (
     "tiaft_plugin.cli.builtin",
 )
 
+# What `register` takes in each hook: whoever passes anything else hears of it at once.
+REGISTER: dict[str, Signature] = {
+    "register_models": signature(lambda name, load, *, tile_size, mpp, classes=(): None),
+    "register_finetuners": signature(lambda name, finetuner: None),
+    "register_probes": signature(lambda name, probe: None),
+    "register_sinks": signature(lambda name, write, *, suffix: None),
+}
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -34,26 +45,67 @@ class Registered:
     plugin: str
 
 
-@cache
-def plugin_manager() -> pluggy.PluginManager:
-    """Return the manager with all plug-ins loaded: built-ins first, then installed ones.
+@dataclass(frozen=True)
+class PluginInfo:
+    """What ``tiaft plugins`` tells of a plug-in; `error` is empty where all is well."""
 
-    ``TIAFT_DISABLE_PLUGINS=a,b`` leaves some out; ``TIAFT_TRACE_PLUGINS=1`` prints each call. An
-    installed plug-in that cannot be imported is named on stderr and left out.
+    name: str
+    source: str  # "built in", or the distribution and its version
+    hooks: list[str] = field(default_factory=list)
+    registers: dict[str, list[str]] = field(default_factory=dict)  # hook: names
+    error: str = ""
+
+
+class Manager(pluggy.PluginManager):
+    """pluggy's manager, which also remembers sources and what was left out, and why."""
+
+    def __init__(self) -> None:
+        super().__init__("tiaft")
+        self.sources: dict[str, str] = {}
+        self.broken: dict[str, str] = {}
+
+
+@cache
+def plugin_manager() -> Manager:
+    """Return the manager with all plug-ins loaded: built-ins first, then installed ones by name.
+
+    ``TIAFT_DISABLE_PLUGINS=a,b`` leaves some out, built-ins too; ``TIAFT_TRACE_PLUGINS=1`` prints
+    each call. An installed plug-in that cannot be used is named on stderr and left out.
     """
-    manager = pluggy.PluginManager("tiaft")
+    manager = Manager()
     manager.add_hookspecs(hookspecs)
-    for name in _disabled():
+    disabled = _disabled()
+    for name in disabled:
         manager.set_blocked(name)
     for module in BUILT_INS:
-        if not manager.is_blocked(_short(module)):
-            manager.register(import_module(module), name=_short(module))
-    for entry in entry_points(group="tiaft"):
-        if not manager.is_blocked(entry.name):
+        name = _short(module)
+        manager.sources[name] = "built in"
+        if name not in disabled:
+            manager.register(import_module(module), name=name)
+    for entry in sorted(entry_points(group="tiaft"), key=lambda entry: entry.name):
+        if entry.name not in disabled:
             _load(manager, entry)
+        manager.sources.setdefault(entry.name, _source(entry))
+    for name in disabled:
+        if name not in manager.sources:
+            known = ", ".join(manager.sources)
+            _note(f"TIAFT_DISABLE_PLUGINS names {name!r}, which is no plug-in (there are: {known})")
     if os.environ.get("TIAFT_TRACE_PLUGINS", "0") not in ("", "0"):
         manager.add_hookcall_monitoring(_trace, _trace_result)
     return manager
+
+
+def each_plugin(hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield the name of each plug-in that has `hook`, and a function that calls it there alone.
+
+    The function raises TiaftError, which names the plug-in, where the plug-in fails.
+    """
+    manager = plugin_manager()
+    for name, plugin in manager.list_name_plugin():
+        if plugin is None or hook not in hooks_of(plugin):
+            continue
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        yield name, _named(manager.subset_hook_caller(hook, others), hook, name)
 
 
 def collect(hook: str) -> dict[str, Registered]:
@@ -61,21 +113,9 @@ def collect(hook: str) -> dict[str, Registered]:
 
     Raises TiaftError where two plug-ins take one name, or a plug-in fails.
     """
-    manager, found = plugin_manager(), {}
-    for plugin_name, plugin in manager.list_name_plugin():
-        if plugin is None:
-            continue
-        others = [other for other in manager.get_plugins() if other is not plugin]
-        caller = manager.subset_hook_caller(hook, others)
-        try:
-            caller(register=_collector(found, plugin_name))
-        except TiaftError:
-            raise
-        except Exception as error:
-            raise TiaftError(
-                f"plug-in {plugin_name} failed in {hook}: {error!r}; "
-                f"TIAFT_DISABLE_PLUGINS={plugin_name} leaves it out"
-            ) from error
+    found: dict[str, Registered] = {}
+    for name, call in each_plugin(hook):
+        call(register=_collector(found, hook, name))
     return found
 
 
@@ -85,27 +125,131 @@ def hooks_of(plugin: Any) -> list[str]:
     return sorted(caller.name for caller in callers)
 
 
-def _collector(found: dict[str, Registered], plugin: str) -> Callable[..., None]:
-    def register(name: str, thing: Any, **options: Any) -> None:
-        if name in found:
+def describe() -> list[PluginInfo]:
+    """Return what is known of each plug-in, the blocked and the broken ones last."""
+    manager = plugin_manager()
+    infos = []
+    for name, plugin in manager.list_name_plugin():
+        if plugin is not None:
+            registers, error = _registered_by(name)
+            source = manager.sources[name]
+            infos.append(PluginInfo(name, source, hooks_of(plugin), registers, error))
+    for name, source in manager.sources.items():
+        if manager.is_blocked(name):
+            infos.append(PluginInfo(name, source, error="blocked by TIAFT_DISABLE_PLUGINS"))
+        elif name in manager.broken:
+            infos.append(PluginInfo(name, source, error=manager.broken[name]))
+    return infos
+
+
+def _registered_by(plugin: str) -> tuple[dict[str, list[str]], str]:
+    import click
+
+    registers: dict[str, list[str]] = {}
+    error = ""
+    for hook in (*REGISTER, "register_commands"):
+        call = dict(each_plugin(hook)).get(plugin)
+        if call is None:
+            continue
+        found: dict[str, Registered] = {}
+        group = click.Group()
+        try:
+            if hook == "register_commands":
+                call(cli=group)
+            else:
+                call(register=_collector(found, hook, plugin))
+        except TiaftError as fault:
+            error = str(fault)
+        registers[hook] = [*found, *group.commands]
+    return registers, error
+
+
+def _collector(found: dict[str, Registered], hook: str, plugin: str) -> Callable[..., None]:
+    def register(*args: Any, **options: Any) -> None:
+        try:
+            bound = REGISTER[hook].bind(*args, **options)
+        except TypeError as error:
+            takes = str(REGISTER[hook]).replace(", *,", ",")
             raise TiaftError(
-                f"plug-ins {found[name].plugin} and {plugin} both register {name!r}; "
+                f"plug-in {plugin} calls register wrongly in {hook}: {error}; "
+                f"it takes register{takes}"
+            ) from error
+        bound.apply_defaults()
+        name, thing, *_ = bound.args
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+            raise TiaftError(
+                f"plug-in {plugin} registers the name {name!r} in {hook}: "
+                "letters, digits and _ . + - make a name"
+            )
+        if name in found:
+            other = found[name].plugin
+            raise TiaftError(
+                f"plug-in {plugin} registers {name!r} twice"
+                if other == plugin
+                else f"plug-ins {other} and {plugin} both register {name!r}; "
                 f"TIAFT_DISABLE_PLUGINS={plugin} leaves the second out"
             )
-        found[name] = Registered(name, thing, options, plugin)
+        found[name] = Registered(name, thing, bound.kwargs, plugin)
 
     return register
 
 
-def _load(manager: pluggy.PluginManager, entry: Any) -> None:
+def _named(caller: Callable[..., Any], hook: str, plugin: str) -> Callable[..., Any]:
+    def call(**arguments: Any) -> Any:
+        try:
+            return caller(**arguments)
+        except TiaftError:
+            raise
+        except Exception as error:
+            raise TiaftError(
+                f"plug-in {plugin} failed in {hook}: {error!r}; "
+                f"TIAFT_DISABLE_PLUGINS={plugin} leaves it out"
+            ) from error
+
+    return call
+
+
+def _load(manager: Manager, entry: EntryPoint) -> None:
+    """Register an installed plug-in; where that fails, note why and leave it out whole."""
     try:
+        if entry.name in manager.sources:
+            raise TiaftError(f"{manager.sources[entry.name]} has a plug-in of that name already")
         manager.register(entry.load(), name=entry.name)
-    except Exception as error:
-        print(
-            f"tiaft: plug-in {entry.name} ({entry.value}) cannot be loaded: {error!r}; "
-            f"TIAFT_DISABLE_PLUGINS={entry.name} silences this",
-            file=sys.stderr,
+        _check_hooks(manager, entry.name)
+    except (Exception, SystemExit) as error:  # whatever its import does, tiaft goes on
+        if manager.get_plugin(entry.name) and entry.name not in manager.sources:
+            manager.unregister(name=entry.name)
+        manager.broken[entry.name] = _reason(error)
+        _note(
+            f"plug-in {entry.name} ({entry.value}) is left out: {_reason(error)}; "
+            f"TIAFT_DISABLE_PLUGINS={entry.name} silences this"
         )
+
+
+def _check_hooks(manager: Manager, name: str) -> None:
+    """Raise TiaftError where a plug-in has no hook at all, or one that tiaft does not know."""
+    known = [hook for hook in vars(hookspecs) if hasattr(getattr(hookspecs, hook), "tiaft_spec")]
+    callers = manager.get_hookcallers(manager.get_plugin(name)) or []
+    if not callers:
+        raise TiaftError("it has no function marked with tiaft_plugin.hookimpl")
+    for caller in callers:
+        optional = all(impl.optionalhook for impl in caller.get_hookimpls())
+        if not caller.has_spec() and not optional:
+            close = get_close_matches(caller.name, known, n=1)
+            hint = f": did you mean {close[0]}?" if close else ""
+            raise TiaftError(f"{caller.name} is no hook of tiaft{hint}")
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TiaftError):
+        return str(error)
+    if isinstance(error, pluggy.PluginValidationError):  # several lines, the last says what
+        return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return repr(error)
+
+
+def _source(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
 
 
 def _short(module: str) -> str:
@@ -118,11 +262,17 @@ def _disabled() -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def _trace(hook_name: str, hook_impls: list, kwargs: dict) -> None:
+def _note(text: str) -> None:
+    print(f"tiaft: {text}", file=sys.stderr)
+
+
+def _trace(hook_name: str, hook_impls: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     plugins = ", ".join(impl.plugin_name for impl in hook_impls) or "nobody"
-    print(f"tiaft hook {hook_name}({', '.join(kwargs)}) -> {plugins}", file=sys.stderr)
+    _note(f"hook {hook_name}({', '.join(kwargs)}) -> {plugins}")
 
 
-def _trace_result(outcome: Any, hook_name: str, hook_impls: list, kwargs: dict) -> None:
+def _trace_result(
+    outcome: Any, hook_name: str, hook_impls: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
     if outcome.exception is not None:
-        print(f"tiaft hook {hook_name} raised {outcome.exception!r}", file=sys.stderr)
+        _note(f"hook {hook_name} raised {outcome.exception!r}")

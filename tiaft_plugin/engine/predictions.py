@@ -3,10 +3,16 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 import numpy as np
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.plugins import plugin_manager
+
+if TYPE_CHECKING:
+    from tiaft_plugin.engine.store import Store
 
 Colour = tuple[int, int, int]
 
@@ -57,4 +63,76 @@ class TilePredictions:
 class Sink(Protocol):
     """Writes tile predictions to `path`, atomically, in memory that does not grow with them."""
 
-    def __call__(self, predictions: TilePredictions, path: Path) -> None: ...
+    def __call__(self, predictions: TilePredictions, path: Path) -> None:
+        """Write every tile."""
+
+
+def checked_blocks(predictions: TilePredictions) -> Iterator[TileBlock]:
+    """Yield every block, refusing what a sink could only write wrong.
+
+    Raises TiaftError where shapes disagree, a bound or probability is not finite, a tile has no
+    area, an id stands twice in a block, or the tiles are not as many as `count` says.
+    """
+    seen = 0
+    for block in predictions.blocks():
+        fault = _fault(block, len(predictions.classes))
+        if fault:
+            raise TiaftError(
+                f"{predictions.slide.name}: {fault} among tiles {seen} to "
+                f"{seen + len(block.bounds) - 1} from {predictions.model}; predict it again"
+            )
+        seen += len(block.bounds)
+        yield block
+    if seen != predictions.count:
+        raise TiaftError(
+            f"{predictions.slide.name}: {seen} tiles came instead of {predictions.count}; "
+            "predict it again"
+        )
+
+
+def _fault(block: TileBlock, class_count: int) -> str | None:
+    count, bounds = len(block.bounds), block.bounds
+    if bounds.shape != (count, 4) or block.probabilities.shape != (count, class_count):
+        return f"{bounds.shape} bounds for {block.probabilities.shape} probabilities"
+    if len(block.ids) != count or len(set(block.ids)) != count:
+        return f"{len(set(block.ids))} different ids for {count} tiles"
+    for name, values in block.measurements.items():
+        if np.shape(values) != (count,):
+            return f"measurement {name!r} of shape {np.shape(values)} for {count} tiles"
+    if not np.isfinite(block.probabilities).all():
+        return "a probability that is no number"
+    if not np.isfinite(bounds).all() or not (bounds[:, :2] < bounds[:, 2:]).all():
+        return "a tile without area"
+    return None
+
+
+def predictions_of(store: "Store", slide: Path) -> TilePredictions:
+    """Return a prediction store as sinks take it; plug-ins add measurements block by block.
+
+    Raises TiaftError for a feature store.
+    """
+    if store.kind != "predictions":
+        raise TiaftError(f"{store.path} holds {store.kind}, not predictions")
+
+    def blocks() -> Iterator[TileBlock]:
+        for bounds, probabilities in store.blocks():
+            block = TileBlock(bounds, probabilities, store.tile_ids(bounds))
+            for added in plugin_manager().hook.measure_tiles(slide=slide, tiles=block):
+                block.measurements.update(_checked(added, len(bounds)))
+            yield block
+
+    width, height = store.facts["slide"]["size"]
+    model = store.facts["model"]
+    return TilePredictions(
+        slide, (width, height), store.classes, model["name"], model["sha256"], len(store), blocks
+    )
+
+
+def _checked(measurements: dict, count: int) -> dict[str, np.ndarray]:
+    checked = {str(name): np.asarray(values, float) for name, values in measurements.items()}
+    for name, values in checked.items():
+        if values.shape != (count,):
+            raise TiaftError(
+                f"a plug-in's measurement {name!r} has shape {values.shape} for {count} tiles"
+            )
+    return checked

@@ -7,6 +7,7 @@ from typing import Any
 _PUBLIC = {
     "Card": "card",
     "Network": "net",
+    "create_network": "create",
     "init_part_a": "weights",
     "load_model": "file",
     "read_card": "card",

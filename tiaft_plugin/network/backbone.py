@@ -12,6 +12,13 @@ DEFAULT_BACKBONE = "legacy_xception"
 DEFAULT_TILE_SIZE = 224  # px, as in the paper and in TIAToolbox's kather100k models
 KERAS_XCEPTION = "keras_xception"
 KERAS_BATCHNORM_EPS = 1e-3
+# Arguments of timm.create_model that read files or change what goes in and comes out. They can
+# stand in the card of a stranger's model file, so they are refused.
+REFUSED_ARGS = frozenset({
+    "cache_dir", "checkpoint_path", "exportable", "feature_cfg", "features_only", "in_chans",
+    "model_name", "no_jit", "num_classes", "out_indices", "pretrained", "pretrained_cfg",
+    "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
+})  # fmt: skip
 
 
 def create_backbone(name: str, tile_size: int, args: dict[str, Any] | None = None) -> nn.Module:
@@ -20,17 +27,29 @@ def create_backbone(name: str, tile_size: int, args: dict[str, Any] | None = Non
     `name` is timm's, or ``keras_xception``; `args` go to ``timm.create_model``. Raises TiaftError
     for an unknown name or argument.
     """
-    args = dict(args or {})
     timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
     if not timm.is_model(timm_name):
         raise TiaftError(f"timm has no backbone {name!r}{_suggestion(name)}")
-    if "img_size" not in args and _has_fixed_size(timm_name):
-        args["img_size"] = tile_size
+    args = timm_arguments(name, tile_size, args)
     try:
         model = timm.create_model(timm_name, pretrained=False, num_classes=0, **args)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # any class of timm's, with any arguments, raises what it likes
         raise TiaftError(f"backbone {name} with {args} cannot be built: {error}") from error
     return as_keras_builds_it(model) if name == KERAS_XCEPTION else model
+
+
+def timm_arguments(name: str, tile_size: int, args: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what goes to ``timm.create_model`` besides the name. Raises TiaftError."""
+    args = dict(args or {})
+    refused = sorted(REFUSED_ARGS & args.keys())
+    if refused:
+        raise TiaftError(f"backbone_args {', '.join(refused)}: refused, not the network's own")
+    if not args.get("global_pool", "avg"):
+        raise TiaftError("backbone_args global_pool is empty: features need a pooling")
+    timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
+    if "img_size" not in args and _has_fixed_size(timm_name):
+        args["img_size"] = tile_size
+    return args
 
 
 def default_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -45,7 +64,8 @@ def default_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ..
 def pooled_width(backbone: nn.Module) -> int:
     """Return how many features a backbone without classifier gives."""
     # Some heads widen the features after pooling (MobileNetV3), so num_features is not enough.
-    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+    width: Any = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    return int(width)
 
 
 def as_keras_builds_it(xception: nn.Module) -> nn.Module:

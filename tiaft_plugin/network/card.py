@@ -4,7 +4,6 @@ Reading a card touches the file's header only and loads no torch.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,8 @@ class Card:
 
     def __post_init__(self):
         for name in ("classes", "hidden", "mean", "std"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise TiaftError(f"model card: {name} is {getattr(self, name)!r}, not a list")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         problem = _problem(self)
         if problem:
@@ -55,7 +56,7 @@ def read_card(path: Path | str) -> Card:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise TiaftError(f"{path}: no such model file")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -65,6 +66,11 @@ def read_card(path: Path | str) -> Card:
             f"{path} is not a whole safetensors file ({error}): "
             "copy it again, or import other formats with `tiaft models convert`"
         ) from error
+    return card_of(metadata, path)
+
+
+def card_of(metadata: dict[str, str], path: Path) -> Card:
+    """Return the card in a safetensors file's metadata. Raises TiaftError, which names `path`."""
     if METADATA_KEY not in metadata:
         raise TiaftError(
             f"{path} holds weights but no tiaft model card: make a model file of it with "
@@ -76,11 +82,19 @@ def read_card(path: Path | str) -> Card:
         raise TiaftError(f"{path}: {error}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether `path` is a file; a name that no file system takes is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def card_from_json(text: str) -> Card:
     """Parse a card. Raises TiaftError where a field is missing, unknown in type, or wrong."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TiaftError(f"model card: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise TiaftError("model card: not a JSON object")
@@ -112,7 +126,7 @@ def _problem(card: Card) -> str:
         return f"tile_size is {card.tile_size!r}, not a number of pixels"
     if card.mpp is not None and not _is_positive(card.mpp):
         return f"mpp is {card.mpp!r}, not a positive number of µm per pixel"
-    if not all(isinstance(name, str) and name.strip() for name in card.classes):
+    if not all(isinstance(n, str) and n.strip() and n.isprintable() for n in card.classes):
         return f"classes {list(card.classes)!r} are not all names"
     if len(set(card.classes)) != len(card.classes):
         return f"classes {list(card.classes)!r} name one class twice"
@@ -128,6 +142,10 @@ def _problem(card: Card) -> str:
         return f"mean {list(card.mean)!r} or std {list(card.std)!r} cannot normalise pixels"
     if not all(isinstance(part, dict) for part in (card.backbone_args, card.training, card.data)):
         return "backbone_args, training and data are not all objects"
+    if not isinstance(card.licence, str) or not isinstance(card.source, str):
+        return "licence and source are not all texts"
+    if not _is_count(card.version):
+        return f"version is {card.version!r}, not a number"
     return ""
 
 
@@ -136,7 +154,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
 def _is_positive(value: Any) -> bool:

@@ -1,26 +1,31 @@
 """One model, one safetensors file: the weights, and the card that rebuilds the network."""
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_atomically
-from tiaft_plugin.network.card import METADATA_KEY, read_card
+from tiaft_plugin.network.card import METADATA_KEY, card_of, read_card
 from tiaft_plugin.network.net import Network
 
 
 def save_model(net: Network, path: Path | str, *, overwrite: bool = False) -> Path:
-    """Write a network and its card to a model file, atomically. The same model gives the same bytes.
+    """Write a network and its card to a model file, atomically.
 
-    Raises TiaftError if `path` exists and `overwrite` is False.
+    The same model always gives the same bytes. Raises TiaftError if `path` exists and
+    `overwrite` is False.
     """
     path = Path(path)
     tensors = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    with write_atomically(path, overwrite=overwrite) as temporary:
-        save_file(tensors, temporary, metadata={METADATA_KEY: net.card.to_json()})
+    try:
+        with write_atomically(path, overwrite=overwrite) as temporary:
+            save_file(tensors, temporary, metadata={METADATA_KEY: net.card.to_json()})
+    except (OSError, SafetensorError) as error:
+        raise TiaftError(f"{path} cannot be written: {error}") from error
     return path
 
 
@@ -29,25 +34,40 @@ def load_model(path: Path | str, device: str = "cpu") -> Network:
 
     Raises TiaftError where file, card or weights are wrong, or do not fit each other.
     """
-    card = read_card(path)
+    path = Path(path)
+    read_card(path)  # refuses what is no model file without reading all of it
     try:
-        tensors = load_file(path)
+        content = path.read_bytes()  # once: another process may put a new file there
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except (SafetensorError, OSError, ValueError) as error:
         raise TiaftError(f"{path} cannot be read whole: {error}") from error
+    card = card_of(header.get("__metadata__", {}), path)
+    for number, width in enumerate(card.hidden, start=1):  # before memory is taken for them
+        bias = tensors.get(f"part_b.hidden.fc{number}.bias")
+        if bias is None or bias.shape != (width,):
+            raise TiaftError(
+                f"{path}: the card's hidden layer {number} has {width} units, the weights "
+                f"{'none' if bias is None else list(bias.shape)}"
+            )
     try:
         net = Network(card)
     except TiaftError as error:
         raise TiaftError(f"{path}: {error}") from error
     check_fit(net, tensors, path)
     net.load_state_dict(tensors)
-    return net.to(device).eval()
+    try:
+        return net.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA at all
+        reason = str(error).splitlines()[0]
+        raise TiaftError(f"device {device!r} cannot be used: {reason}") from error
 
 
 def check_fit(net: Network, tensors: dict[str, torch.Tensor], path: Path | str) -> None:
     """Raise TiaftError unless `tensors` are just the network's, in name, shape and finiteness."""
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
-    rows = found.get("part_b.classifier.weight", (len(net.card.classes),))[0]
+    rows = next(iter(found.get("part_b.classifier.bias", ())), len(net.card.classes))
     if rows != len(net.card.classes):
         raise TiaftError(
             f"{path}: the card names {len(net.card.classes)} classes "

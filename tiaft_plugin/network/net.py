@@ -28,7 +28,8 @@ class Network(nn.Module):
         self.card = card
         self.part_a = create_backbone(card.backbone, card.tile_size, card.backbone_args)
         width = pooled_width(self.part_a)
-        self.part_b = PartB(width, card.hidden, len(card.classes)) if card.classes else nn.Identity()
+        classes = len(card.classes)
+        self.part_b = PartB(width, card.hidden, classes) if classes else nn.Identity()
         self.feature_width = card.hidden[-1] if card.hidden else width
         # Derived from the card, so not part of the weights.
         self.register_buffer("mean", torch.tensor(card.mean).view(3, 1, 1) * 255, persistent=False)
@@ -55,14 +56,21 @@ class Network(nn.Module):
 
     def normalise(self, tiles: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Return tiles as (N, 3, H, W), normalised, on the network's device."""
-        tiles = torch.as_tensor(tiles)
         self._check(tiles)
+        if isinstance(tiles, np.ndarray) and not tiles.flags.carray:
+            tiles = tiles.copy()  # torch takes no flipped views, and warns of read-only arrays
+        tiles = torch.as_tensor(tiles)
         pixels = tiles.to(self.mean.device).permute(0, 3, 1, 2).to(self.mean.dtype)
         return (pixels - self.mean) / self.std
 
-    def _check(self, tiles: torch.Tensor) -> None:
+    def _check(self, tiles: torch.Tensor | np.ndarray) -> None:
+        if not isinstance(tiles, torch.Tensor | np.ndarray):
+            raise TiaftError(
+                f"tiles are a {type(tiles).__name__}: a torch tensor or numpy array (N, height, "
+                "width, 3) expected"
+            )
         shape, size = tuple(tiles.shape), self.card.tile_size
-        if tiles.dtype != torch.uint8:
+        if tiles.dtype not in (torch.uint8, np.uint8):
             raise TiaftError(
                 f"tiles are {str(tiles.dtype).removeprefix('torch.')}: this network takes uint8 "
                 "pixels (0 to 255) and normalises them itself"

@@ -1,13 +1,21 @@
 """The ways in for Part A's weights: timm's own, a local file, or random."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.network.backbone import DEFAULT_BACKBONE, KERAS_XCEPTION
+from tiaft_plugin.network.backbone import DEFAULT_BACKBONE, KERAS_XCEPTION, timm_arguments
+from tiaft_plugin.network.card import is_file, read_card
 from tiaft_plugin.network.net import Network
+
+# Names that timm's backbones, and older files of theirs, give to what comes after Part A.
+CLASSIFIERS = {"AuxLogits", "aux_head", "classif", "classifier", "fc", "head", "head_dist",
+               "last_linear"}  # fmt: skip
+# Older files hold what newer networks compute.
+COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
 def init_part_a(net: Network, init: str) -> str:
@@ -21,15 +29,18 @@ def init_part_a(net: Network, init: str) -> str:
     if init == "imagenet":
         return _from_timm(net)
     path = Path(init)
-    if not path.is_file():
+    if not is_file(path):
         raise TiaftError(f"--init {init}: neither imagenet, random nor a file")
-    fill_part_a(net, read_tensors(path), path)
+    tensors = read_tensors(path)
+    if any(name.startswith("part_a.") for name in tensors) and is_safetensors(path):
+        _check_same_backbone(net, path)
+    fill_part_a(net, tensors, path)
     return f"Part A from {path.name}"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a state dict from ``.safetensors`` or ``.pth``, executing nothing. Raises TiaftError."""
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -42,12 +53,32 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return _read_pickle(path)
 
 
+def is_safetensors(path: Path) -> bool:
+    """Tell by name, or by how it begins, whether a file is safetensors. Raises TiaftError."""
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise TiaftError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy Part A's weights out of a state dict. Raises TiaftError where any is missing."""
+    """Copy Part A's weights out of a state dict, all but a classifier.
+
+    Raises TiaftError where any is missing, or is there for another backbone.
+    """
     prefix = "part_a." if any(name.startswith("part_a.") for name in tensors) else ""
     wanted = net.part_a.state_dict()
     # Files written before torch 0.4 lack these counters, which inference does not use.
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    over = [
+        name
+        for name in tensors
+        if name.startswith(prefix)
+        and name.removeprefix(prefix) not in wanted
+        and name.removeprefix(prefix).partition(".")[0] not in CLASSIFIERS
+        and not name.endswith(COMPUTED)
+    ]
     filled = {}
     for name, value in wanted.items():
         given = tensors.get(prefix + name)
@@ -59,19 +90,39 @@ def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> N
                 f"{path} does not fit {net.card.backbone}: {name}, of shape "
                 f"{tuple(value.shape)}, is {found}"
             )
+        if given.layout != torch.strided or given.is_quantized or given.is_complex():
+            raise TiaftError(f"{path}: {name} is sparse, quantised or complex, not plain weights")
         if not torch.isfinite(given.float()).all():
             raise TiaftError(f"{path}: weights hold NaN or infinity ({name})")
         filled[name] = given.to(value.dtype)  # float16 files become float32 networks
+    if over:
+        raise TiaftError(
+            f"{path} does not fit {net.card.backbone}, which has no {over[0]}"
+            + (f" ({len(over) - 1} more)" if len(over) > 1 else "")
+        )
     net.part_a.load_state_dict(filled)
+
+
+def _check_same_backbone(net: Network, path: Path) -> None:
+    """Raise TiaftError if a model file's Part A computes otherwise with the same weights."""
+    card = read_card(path)
+    found, wanted = (
+        {k: v for k, v in c.backbone_args.items() if not k.startswith("drop")}
+        for c in (card, net.card)
+    )
+    if (card.backbone, found) != (net.card.backbone, wanted):
+        raise TiaftError(
+            f"{path} does not fit: its backbone is {card.backbone} with {found or 'no arguments'}, "
+            f"this network's {net.card.backbone} with {wanted or 'no arguments'}"
+        )
 
 
 def _from_timm(net: Network) -> str:
     name = net.card.backbone
     timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
     try:
-        pretrained = timm.create_model(
-            timm_name, pretrained=True, num_classes=0, **net.card.backbone_args
-        )
+        args = timm_arguments(name, net.card.tile_size, net.card.backbone_args)
+        pretrained = timm.create_model(timm_name, pretrained=True, num_classes=0, **args)
     except Exception as error:  # timm, huggingface_hub and urllib each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TiaftError(
@@ -79,7 +130,7 @@ def _from_timm(net: Network) -> str:
             "--init FILE with weights from elsewhere, or --init random"
         ) from error
     fill_part_a(net, pretrained.state_dict(), Path(f"timm/{timm_name}"))
-    config = pretrained.pretrained_cfg
+    config: Any = pretrained.pretrained_cfg
     return f"Part A from timm {config.get('architecture', name)}.{config.get('tag', '')}"
 
 

@@ -1,0 +1,70 @@
+"""What every room's tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DATA = Path(os.environ.get("TIAFT_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
+TINY = "test_resnet"  # timm's own backbone for tests
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real tiles, slides and weights; tests that need it skip without it."""
+    if not (DATA / "README.md").is_file():
+        pytest.skip(f"no real data at {DATA} (set TIAFT_DATA)")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def model_folder(tmp_path, monkeypatch) -> Path:
+    """An empty model folder for each test, so that none sees or changes the user's own."""
+    folder = tmp_path / "model-folder"
+    monkeypatch.setenv("TIAFT_MODELS", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A model file: three classes, 16 features, tiles of 32 px at 1 µm/px."""
+    from tiaft_plugin.network import create_network, save_model
+
+    net = create_network(TINY, "abc", init="random", tile_size=32, mpp=1.0, hidden=(16,))
+    return save_model(net, tmp_path_factory.mktemp("tiny") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def slide(tmp_path_factory) -> Path:
+    """An OME-TIFF of real tissue, 512×512 px, said to have 1 µm/px; its right third is glass."""
+    from skimage.data import immunohistochemistry
+
+    pixels = immunohistochemistry().copy()
+    pixels[:, 340:] = 245
+    return write_slide(tmp_path_factory.mktemp("slides") / "colon.ome.tiff", pixels)
+
+
+def write_slide(path: Path, pixels: np.ndarray, mpp: float | None = 1.0) -> Path:
+    """Write RGB pixels as a tiled OME-TIFF, with or without a resolution."""
+    import tifffile
+
+    size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp} if mpp else {}
+    units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"} if mpp else {}
+    tifffile.imwrite(
+        path, pixels, tile=(128, 128), photometric="rgb", metadata={"axes": "YXS", **size, **units}
+    )
+    return path
+
+
+def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
+    """Run code in a fresh process, as a script of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,404 @@
+"""Slides to stores: the same as TIAToolbox's engines, whatever happens on the way."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import zarr
+from conftest import write_slide
+from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
+
+from tiaft_plugin import FeatureExtractor, TiaftError
+from tiaft_plugin.engine import slides
+from tiaft_plugin.engine.extractor import SlideJob
+from tiaft_plugin.engine.jobs import match_masks, read_patients
+from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
+from tiaft_plugin.engine.store import read_store
+from tiaft_plugin.errors import SlidesFailed
+from tiaft_plugin.zoo import folder
+
+
+def tiaft(*arguments, **env):
+    """Run the command line as a person does."""
+    command = [sys.executable, "-c", "from tiaft_plugin.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, **env}
+    )
+
+
+def extract(model, jobs, out, kind="features", overwrite=False, sinks=(), **options):
+    engine = make_engine(kind, str(model), **options)
+    engine.verbose = False
+    return list(run_slides(engine, jobs, out, sinks=named_sinks(sinks), overwrite=overwrite))
+
+
+# The same as TIAToolbox
+
+
+@pytest.mark.parametrize("stride", [32, 20])
+def test_features_and_coordinates_are_those_of_the_stock_engine(tiny_model, slide, tmp_path, stride):
+    folder.add_model("tiny", tiny_model)
+    run = {"patch_mode": False, "stride_shape": (stride, stride), "batch_size": 7}
+    stock = DeepFeatureExtractor("tiny-features", verbose=False)
+    stock = zarr.open(stock.run([slide], save_dir=tmp_path / "stock", **run)[slide], mode="r")
+    ours = FeatureExtractor("tiny-features", verbose=False)
+    ours = read_store(ours.run([slide], save_dir=tmp_path / "ours", **run)[slide], verify=True)
+    np.testing.assert_array_equal(ours.coordinates[:], stock["coordinates"][:])
+    np.testing.assert_allclose(ours.values[:], stock["features"][:], rtol=1e-4, atol=1e-5)
+    assert 0 < len(ours) and (np.asarray(ours.tissue[:]) > 0).all()
+
+
+def test_a_stock_model_that_loses_rows_in_the_stock_engine(slide, tmp_path):
+    """TIAToolbox's own CNNModel returns arrays; its DeepFeatureExtractor keeps one row a batch."""
+    from tiatoolbox.models.architecture.vanilla import CNNModel
+    from tiatoolbox.models.engine.io_config import IOPatchPredictorConfig
+
+    config = IOPatchPredictorConfig(
+        patch_input_shape=[64, 64], input_resolutions=[{"units": "mpp", "resolution": 1.0}]
+    )
+    model = CNNModel("mobilenet_v3_small", num_classes=4)
+    model.preproc_func = _to_float
+    engine = FeatureExtractor(model, batch_size=5, verbose=False)
+    out = engine.run([slide], patch_mode=False, save_dir=tmp_path / "o", ioconfig=config)
+    found = read_store(out[slide])
+    assert found.values.shape == (len(found.coordinates[:]), 4) and len(found) > 5
+
+
+def _to_float(image):
+    return image.astype(np.float32) / 255
+
+
+def test_patch_mode_is_tiatoolbox_s(tiny_model):
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    engine = FeatureExtractor(tiny_model, batch_size=2, verbose=False)
+    assert engine.run(images, patch_mode=True)["features"].shape == (5, 16)
+
+
+def test_predictions_are_those_of_the_stock_engine(tiny_model, slide, tmp_path):
+    folder.add_model("tiny", tiny_model)
+    stock = PatchPredictor("tiny", verbose=False, batch_size=8)
+    stock = stock.run(
+        [slide], patch_mode=False, save_dir=tmp_path / "stock", return_probabilities=True
+    )
+    [ours] = extract("tiny", [SlideJob(slide)], tmp_path / "ours", kind="predictions")
+    found = read_store(ours.store)
+    assert found.classes == ("a", "b", "c") and found.kind == "predictions"
+    expected = zarr.open(stock[slide], mode="r")["probabilities"][:]
+    np.testing.assert_allclose(found.values[:], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_facts_of_a_store(tiny_model, slide, tmp_path):
+    jobs = [SlideJob(slide, patient="P1")]
+    [result] = extract(tiny_model, jobs, tmp_path, resolution=2.0, min_tissue=0.5)
+    found = read_store(result.store)
+    assert found.facts["scale_to_baseline"] == [2.0, 2.0] and found.facts["patient"] == "P1"
+    assert found.facts["slide"]["size"] == [512, 512] and found.facts["slide"]["mpp"] == [1.0, 1.0]
+    assert (np.asarray(found.tissue[:]) >= 0.5).all()
+    bounds = np.concatenate([bounds for bounds, _ in found.blocks()])
+    assert (bounds[:, 2] - bounds[:, 0] == 64).all() and bounds.max() <= 512
+    assert str(tmp_path) not in json.dumps(found.facts)
+
+
+# What goes wrong with slides
+
+
+def test_bad_slides_do_not_stop_the_good_one(tiny_model, slide, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "empty.svs").touch()
+    (bad / "text.svs").write_text("not a slide")
+    (bad / "folder.svs").mkdir()
+    (bad / "unknown.xyz").write_text("?")
+    (bad / "cut.ome.tiff").write_bytes(slide.read_bytes()[:2000])
+    pixels = np.full((300, 300, 3), 240, np.uint8)
+    write_slide(bad / "glass.ome.tiff", pixels)
+    noise = np.random.default_rng(0).normal(240, 3, (300, 300, 3)).clip(0, 255).astype(np.uint8)
+    write_slide(bad / "noise.ome.tiff", noise)
+    write_slide(bad / "nompp.ome.tiff", pixels, mpp=None)
+    jobs = [SlideJob(p) for p in [*sorted(bad.iterdir()), bad / "nowhere.svs", slide]]
+    results = {r.slide.name: r for r in extract(tiny_model, jobs, tmp_path / "out")}
+    assert results[slide.name].status == "done"
+    reasons = {name: r.reason for name, r in results.items() if r.status == "failed"}
+    assert len(reasons) == 9 and all("\n" not in reason and reason for reason in reasons.values())
+    assert reasons["empty.svs"] == "is empty"
+    assert reasons["folder.svs"] == "is a folder, not a slide: name the slides in it"
+    assert reasons["nowhere.svs"] == "no such file"
+    assert reasons["text.svs"].startswith("cannot be opened as a slide (")
+    assert "pass it with --mpp" in reasons["nompp.ome.tiff"]
+    assert reasons["glass.ome.tiff"] == reasons["noise.ome.tiff"]
+    assert reasons["glass.ome.tiff"] == "no tissue found; --no-mask takes every tile"
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        rows = {row["slide"]: row for row in csv.DictReader(file)}
+    assert {row["status"] for row in rows.values()} == {"done", "failed"} and len(rows) == 10
+    assert rows[str(bad / "empty.svs")]["reason"] == "is empty"
+    left = [p.name for p in (tmp_path / "out").iterdir()]
+    assert sorted(left) == ["colon.ome.zarr", "summary.csv"]
+
+
+def test_run_reports_failures_after_the_others_are_done(tiny_model, slide, tmp_path):
+    engine = FeatureExtractor(tiny_model, verbose=False)
+    with pytest.raises(SlidesFailed, match="1 of 2 slides failed: .*no such file") as caught:
+        engine.run([tmp_path / "no.svs", slide], patch_mode=False, save_dir=tmp_path / "o")
+    assert len(read_store(caught.value.results[slide])) > 0
+
+
+def test_mpp_is_for_slides_that_have_none(tiny_model, slide, tmp_path):
+    from skimage.data import immunohistochemistry
+
+    silent = write_slide(tmp_path / "silent.ome.tiff", immunohistochemistry(), mpp=None)
+    for path, mpp in ((silent, 0.5), (slide, 1.0)):
+        [result] = extract(tiny_model, [SlideJob(path, mpp=0.5)], tmp_path / "o", resolution=1.0)
+        assert read_store(result.store).facts["slide"]["mpp"] == [mpp, mpp]
+
+
+def test_an_existing_folder_and_what_is_in_it_stay(tiny_model, slide, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    engine = FeatureExtractor(tiny_model, verbose=False)
+    for overwrite in (False, True):
+        engine.run([slide], patch_mode=False, save_dir=tmp_path, overwrite=overwrite)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["colon.ome.zarr", "mine.txt"]
+
+
+def test_slides_of_one_name_never_share_a_store(tiny_model, slide, tmp_path):
+    from skimage.data import immunohistochemistry
+
+    copies = [tmp_path / part / "s.ome.tiff" for part in "abc"]
+    for number, path in enumerate(copies[:2]):
+        path.parent.mkdir()
+        write_slide(path, np.roll(immunohistochemistry(), 40 * number, axis=0))
+    copies[2].parent.mkdir()
+    shutil.copy(copies[0], copies[2])  # the very same slide again
+    out = tmp_path / "o"
+    together = [r.store for r in extract(tiny_model, [SlideJob(p) for p in copies], out)]
+    assert len(set(together)) == 3 and together[0].name == "s.ome.zarr"
+    for path, stored in zip(copies[:2], together[:2], strict=True):
+        [again] = extract(tiny_model, [SlideJob(path)], out)
+        assert (again.status, again.store) == ("exists", stored)
+
+
+# Interruption
+
+
+@pytest.mark.slow
+def test_kill_9_then_the_same_command_ends_bit_identical(tiny_model, slide, tmp_path):
+    def command(out):
+        options = ["--model", tiny_model, "--out", out, "--stride", 4, "--batch-size", 16]
+        return ["extract", slide, *options]
+
+    start = [sys.executable, "-c", "from tiaft_plugin.cli import main; main()"]
+    process = subprocess.Popen([*start, *map(str, command(tmp_path / "killed"))])
+    path = tmp_path / "killed" / "colon.ome.zarr"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and list(path.glob("features/c/[2-9]/0")):
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(TiaftError, match="is incomplete"):
+        read_store(path)
+    assert tiaft(*command(tmp_path / "killed")).returncode == 0
+    assert tiaft(*command(tmp_path / "whole")).returncode == 0
+    killed = read_store(path, verify=True)
+    whole = read_store(tmp_path / "whole" / "colon.ome.zarr", verify=True)
+    np.testing.assert_array_equal(killed.values[:], whole.values[:])
+    np.testing.assert_array_equal(killed.coordinates[:], whole.coordinates[:])
+    assert killed.facts == whole.facts
+
+
+def test_a_full_disk_stops_with_one_line(tiny_model, slide, tmp_path, monkeypatch):
+    import errno
+
+    from tiaft_plugin.engine import store
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "write_chunk", full)
+    with pytest.raises(TiaftError, match="No space left on device; free some and run it again"):
+        extract(tiny_model, [SlideJob(slide)], tmp_path)
+
+
+# Masks, patients
+
+
+def test_masks(tiny_model, slide, tmp_path):
+    from PIL import Image
+
+    left = np.zeros((64, 64), np.uint8)
+    left[:, :16] = 255  # the slide's left quarter
+    Image.fromarray(np.stack([left] * 3, -1)).save(tmp_path / "colon.ome.png")
+    region = {
+        "type": "Feature",
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[[0, 0], [128, 0], [128, 512], [0, 512], [0, 0]]],
+        },
+        "properties": {"objectType": "annotation", "classification": {"name": "Tumor"}},
+    }
+    drawn = tmp_path / "drawn.geojson"
+    drawn.write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
+    for mask in ("colon.ome.png", "drawn.geojson"):
+        done = tiaft(
+            "extract", slide, "--model", tiny_model, "--out", tmp_path / mask[:5], "--masks", tmp_path / mask
+        )
+        assert done.returncode == 0, done.stderr
+        found = read_store(tmp_path / mask[:5] / "colon.ome.zarr")
+        coordinates = np.asarray(found.coordinates[:])
+        assert len(coordinates) == 64 and coordinates[:, 0].max() == 96
+    done = tiaft(
+        "extract", slide, "--model", tiny_model, "--out", tmp_path / "x",
+        "--masks", drawn, "--mask-class", "Stroma",
+    )  # fmt: skip
+    assert done.returncode == 1 and "Stroma" in done.stderr
+
+
+def test_each_slide_needs_its_mask(tmp_path):
+    slides_ = [tmp_path / "a.svs", tmp_path / "b.svs"]
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (masks / "a.png").touch()
+    with pytest.raises(TiaftError, match=r"b.svs has no mask of its name: give one b.png"):
+        match_masks(slides_, [masks])
+    (masks / "b.geojson").touch()
+    assert match_masks(slides_, [masks])[slides_[1]].name == "b.geojson"
+    (masks / "b.png").touch()
+    with pytest.raises(TiaftError, match="b.svs has several masks"):
+        match_masks(slides_, [masks])
+
+
+def test_tables_of_patients(tmp_path):
+    (tmp_path / "p.csv").write_text("slide,patient\na/b.svs,P1\n")
+    assert read_patients(tmp_path / "p.csv") == {"b.svs": "P1"}
+    (tmp_path / "p.csv").write_text("file;who\nx;y\n")
+    with pytest.raises(TiaftError, match="columns slide and patient expected"):
+        read_patients(tmp_path / "p.csv")
+
+
+# The command line
+
+
+def test_predict_writes_its_sinks(tiny_model, slide, tmp_path):
+    folder.add_model("tiny", tiny_model)
+    done = tiaft(
+        "predict", slide, "--model", "tiny", "--out", tmp_path / "o",
+        "--to", "geojson,annotationstore,picture",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = sorted(p.name for p in (tmp_path / "o").iterdir())
+    assert names == ["colon.ome.db", "colon.ome.geojson", "colon.ome.png", "colon.ome.zarr", "summary.csv"]
+    found = json.loads((tmp_path / "o" / "colon.ome.geojson").read_text())
+    assert len(found["features"]) == len(read_store(tmp_path / "o" / "colon.ome.zarr"))
+    assert "colon.ome.tiff" in done.stdout and "INFO" not in done.stdout
+    again = tiaft("predict", slide, "--model", "tiny", "--out", tmp_path / "o")
+    assert again.returncode == 0 and "was there already" in again.stdout
+
+
+def test_a_measurement_of_a_plugin_reaches_the_sinks(tiny_model, slide, tmp_path):
+    from tiaft_plugin import hookimpl
+    from tiaft_plugin.plugins import plugin_manager
+
+    class Plugin:
+        @hookimpl
+        def measure_tiles(self, slide, tiles):
+            return {"left": tiles.bounds[:, 0]}
+
+    plugin = Plugin()
+    plugin_manager().register(plugin)
+    try:
+        extract(tiny_model, [SlideJob(slide)], tmp_path, kind="predictions", sinks=["geojson"])
+    finally:
+        plugin_manager().unregister(plugin)
+    found = json.loads((tmp_path / "colon.ome.geojson").read_text())["features"]
+    for feature in found:
+        left = min(x for x, _ in feature["geometry"]["coordinates"][0])
+        assert feature["properties"]["measurements"]["left"] == left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["extract", "s.svs", "--model", "nobody", "--out", "o"], 2, "no model 'nobody'"),
+        (["extract", "s.svs", "--model", "no.safetensors", "--out", "o"], 2, "no such model file"),
+        (["extract", "--model", "m", "--out", "o"], 2, "Missing argument"),
+        (["predict", "s.svs", "--model", "m", "--out", "o", "--to", "x"], 2, "no sink x"),
+        (["extract", "s.svs", "--model", "m", "--out", "o", "--mpp", "0"], 2, "0.0 is not in"),
+        (["extract", "s.svs", "--model", "m", "--out", "o", "--mask-class", "T"], 2, "needs --masks"),
+    ],
+)
+def test_wrong_usage(arguments, code, text, tmp_path):
+    done = tiaft(*arguments)
+    assert done.returncode == code and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_feature_model_cannot_predict(tmp_path, slide):
+    from conftest import TINY
+
+    from tiaft_plugin.network import create_network, save_model
+
+    net = create_network(TINY, init="random", tile_size=32, mpp=1.0)
+    path = save_model(net, tmp_path / "f.safetensors")
+    with pytest.raises(TiaftError, match="gives features, not classes"):
+        make_engine("predictions", str(path))
+    folder.add_model("plain", path)
+    with pytest.raises(TiaftError, match="plain gives features, not classes"):
+        make_engine("predictions", "plain")
+
+
+# Slides
+
+
+def test_fingerprints(tmp_path):
+    a, b = tmp_path / "a.svs", tmp_path / "b.svs"
+    content = np.random.default_rng(0).bytes(10 << 20)
+    a.write_bytes(content)
+    b.write_bytes(content)
+    assert slides.fingerprint(a) == slides.fingerprint(b)
+    for place in (0, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        b.write_bytes(changed)
+        assert slides.fingerprint(a) != slides.fingerprint(b)
+    b.write_bytes(content + b"x")
+    assert slides.fingerprint(a) != slides.fingerprint(b)
+
+
+def test_tissue_fractions_agree_with_tiatoolbox_s_filter():
+    from tiatoolbox.tools.patchextraction import PatchExtractor
+    from tiatoolbox.wsicore.wsireader import VirtualWSIReader
+
+    rng = np.random.default_rng(0)
+    mask = (rng.random((37, 53)) > 0.7).astype(np.uint8)
+    shape = np.array([530, 370])
+    corner = rng.integers(0, [500, 340], (300, 2))
+    coordinates = np.concatenate([corner, corner + 25], 1)
+    fractions = slides.tissue_fractions(mask, coordinates, shape)
+    for ratio in (0, 0.25, 0.5):
+        kept = PatchExtractor.filter_coordinates(
+            VirtualWSIReader(mask), coordinates, wsi_shape=shape, min_mask_ratio=ratio
+        )
+        np.testing.assert_array_equal(kept, (fractions > ratio) | (fractions == 1))
+
+
+# Real slides
+
+
+@pytest.mark.slow
+def test_real_slides(data, tiny_model, tmp_path):
+    good, silent = "CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs"
+    cut = tmp_path / "cut.svs"
+    cut.write_bytes((data / "slides" / good).read_bytes()[:900_000])
+    jobs = [SlideJob(p) for p in (cut, data / "slides" / silent, data / "slides" / good)]
+    results = extract(tiny_model, jobs, tmp_path / "o", resolution=4.0)
+    assert [r.status for r in results] == ["failed", "failed", "done"]
+    assert "pass it with --mpp" in results[1].reason
+    [again] = extract(tiny_model, [SlideJob(jobs[1].slide, mpp=0.25)], tmp_path / "o", resolution=4.0)
+    assert again.status == "done" and read_store(again.store).scale.tolist() == [16, 16]

@@ -1,0 +1,152 @@
+"""The store: written chunk by chunk, whole or refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiaft_plugin import TiaftError
+from tiaft_plugin.engine import store
+
+SETTINGS = {
+    "kind": "features",
+    "slide": {"name": "s.svs", "fingerprint": "f" * 64, "size": [1000, 800], "mpp": [0.5, 0.5]},
+    "model": {"name": "m", "sha256": "a" * 64},
+    "classes": [],
+    "grid": {"tile_size": [10, 10], "stride": [10, 10], "resolution": 1.0, "units": "mpp"},
+    "scale_to_baseline": [2.0, 2.0],
+    "precision": "float32",
+    "stain_normalisation": None,
+}
+
+
+def make(path, count=1200, *, written=None, overwrite=False, **changes):
+    """Write a store of `count` tiles with 4 features; `written` chunks of it, or all."""
+    facts = store.describe({**SETTINGS, **changes}, patient=None)
+    x = np.arange(count) * 10
+    coordinates = np.stack([x, x * 0, x + 10, x * 0 + 10], 1)
+    group = store.open_for_writing(
+        path, facts, coordinates, np.ones(count), width=4, overwrite=overwrite
+    )
+    chunks = range(group["chunk_crc32"].shape[0]) if written is None else written
+    for number in chunks:
+        rows = store.chunk_slice(number, store.CHUNK_ROWS)
+        store.write_chunk(group, number, values(count)[rows])
+    return group
+
+
+def values(count):
+    return np.random.default_rng(1).normal(size=(count, 4)).astype(np.float32)
+
+
+@given(count=st.integers(1, 1600))
+@settings(max_examples=12, deadline=None)
+def test_what_is_written_is_read(tmp_path_factory, count):
+    path = tmp_path_factory.mktemp("s") / "s.zarr"
+    make(path, count)
+    found = store.read_store(path, verify=True)
+    assert len(found) == count
+    blocks = list(found.blocks())
+    np.testing.assert_array_equal(np.concatenate([v for _, v in blocks]), values(count))
+    bounds = np.concatenate([b for b, _ in blocks])
+    np.testing.assert_array_equal(bounds, np.asarray(found.coordinates[:]) * 2.0)
+
+
+def test_tiatoolbox_s_readers_find_its_names(tmp_path):
+    make(tmp_path / "s.zarr", 5)
+    group = zarr.open(tmp_path / "s.zarr", mode="r")
+    assert group["features"].shape == (5, 4) and group["coordinates"].shape == (5, 4)
+
+
+def test_an_incomplete_store_is_refused_and_goes_on(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path, written=[0, 2])
+    with pytest.raises(TiaftError, match=r"s.zarr is incomplete \(2 of 3 chunks\): run the same"):
+        store.read_store(path)
+    group = make(path, written=[])
+    assert [store.is_written(group, n) for n in range(3)] == [True, False, True]
+    store.write_chunk(group, 1, values(1200)[512:1024])
+    assert len(store.read_store(path, verify=True)) == 1200
+
+
+def test_other_settings_do_not_mix(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path)
+    model = {"name": "other", "sha256": "b" * 64}
+    with pytest.raises(TiaftError, match=r"was made with other settings \(model\).*--overwrite"):
+        make(path, model=model)
+    make(path, model=model, overwrite=True)
+    assert store.read_store(path).facts["model"] == model
+
+
+def test_a_new_name_for_the_same_slide_or_model_is_the_same_store(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path)
+    make(path, model={"name": "renamed", "sha256": "a" * 64}, written=[])
+    assert len(store.read_store(path)) == 1200
+
+
+def test_damage_is_found(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path)
+    group = zarr.open_group(path, mode="r+")
+    group["features"][600, 1] = 7
+    store.read_store(path)
+    with pytest.raises(TiaftError, match="s.zarr is damaged: chunk 1 is not what was written"):
+        store.read_store(path, verify=True)
+    assert not store.is_written(group, 1)  # so that a run writes it again
+
+
+@pytest.mark.parametrize("lost", ["coordinates", "tissue", "chunk_crc32", "features"])
+def test_a_store_that_lost_an_array(tmp_path, lost):
+    make(tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr" / lost)
+    with pytest.raises(TiaftError, match=f"is damaged: {lost} missing"):
+        store.read_store(tmp_path / "s.zarr")
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path)
+    meta = json.loads((path / "zarr.json").read_text())
+    meta["attributes"]["tiaft"]["version"] = 2
+    (path / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(TiaftError, match="has version 2 of the store.*upgrade tiaft_plugin"):
+        store.read_store(path)
+
+
+def test_what_is_no_store_is_left_alone(tmp_path):
+    file, folder, other = tmp_path / "file.zarr", tmp_path / "folder.zarr", tmp_path / "z.zarr"
+    file.write_text("mine")
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    zarr.open_group(other, mode="w").attrs["mine"] = 1
+    for path in (file, folder, other):
+        with pytest.raises(TiaftError, match="is no store of tiaft's: it is left alone"):
+            make(path, overwrite=True)
+    assert file.read_text() == "mine" and (folder / "mine.txt").read_text() == "mine"
+
+
+def test_nan_is_never_written(tmp_path):
+    group = make(tmp_path / "s.zarr", 5, written=[])
+    with pytest.raises(TiaftError, match="NaN or infinity"):
+        store.write_chunk(group, 0, np.full((5, 4), np.nan))
+    assert store.count_missing(group) == 1
+
+
+def test_tile_ids_depend_on_slide_grid_model_and_place_only(tmp_path):
+    make(tmp_path / "a.zarr")
+    make(tmp_path / "b.zarr", slide={**SETTINGS["slide"], "name": "renamed.svs"})
+    make(tmp_path / "c.zarr", model={"name": "m", "sha256": "b" * 64})
+    make(tmp_path / "d.zarr", grid={**SETTINGS["grid"], "stride": [5, 5]})
+    ids = []
+    for name in "abcd":
+        found = store.read_store(tmp_path / f"{name}.zarr")
+        ids.append([i for bounds, _ in found.blocks() for i in found.tile_ids(bounds)])
+    assert len(set(ids[0])) == 1200 and ids[0] == ids[1]
+    assert not set(ids[0]) & set(ids[2]) and not set(ids[0]) & set(ids[3])
+    assert str(ids[0][0]) == "bc626778-4dd6-56cc-b89e-26ece1712a13"

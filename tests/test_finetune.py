@@ -1,0 +1,647 @@
+"""The two-stage finetuner: what trains, what is frozen, what is written, and what is refused."""
+
+import csv
+import os
+import re
+import signal
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tiaft_plugin import TiaftError, hookimpl
+from tiaft_plugin.cli.finetune import finetune as command
+from tiaft_plugin.finetune.data import Batches, Order, Pooled
+from tiaft_plugin.finetune.evaluation import Evaluation
+from tiaft_plugin.finetune.interface import FinetuneJob, Samples
+from tiaft_plugin.finetune.run import finetune, finetune_tiles
+from tiaft_plugin.finetune.stage import Stage, StageModule
+from tiaft_plugin.finetune.two_stage import run_two_stages
+from tiaft_plugin.network import create_network, load_model, read_card, save_model
+from tiaft_plugin.plugins import plugin_manager
+from tiaft_plugin.tiles.tileset import read_tileset
+
+SIZE = 32
+BACKBONE = "test_efficientnet"  # 0.1 million weights, and it has BatchNorm
+COLOURS = {"STR": (230, 180, 200), "TUM": (110, 70, 150), "LYM": (60, 40, 90)}
+
+
+def make_tiles(root: Path, each: int = 6, classes=("STR", "TUM"), seed=0, groups=2, size=SIZE):
+    """Write coloured, noisy tiles and their manifest; tiles go round the groups."""
+    rng = np.random.default_rng(seed)
+    root.mkdir(parents=True)
+    with (root / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "label", "group"))
+        for name in classes:
+            for number in range(each):
+                pixels = np.array(COLOURS[name]) + rng.integers(-40, 41, (size, size, 3))
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(root / f"{name}{number}.png")
+                group = f"s{seed}-{number % groups}" if groups else ""
+                writer.writerow((f"{name}{number}.png", name, group))
+    return root
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Two small sets of different slides, and numbers that let weights move visibly."""
+    return FinetuneJob(
+        out=tmp_path / "run",
+        train=read_tileset(make_tiles(tmp_path / "train", 9), mpp=0.5),
+        val=read_tileset(make_tiles(tmp_path / "val", 3, seed=1), mpp=0.5),
+        backbone=BACKBONE,
+        init="random",
+        hidden=(8,),
+        epochs=(2, 2),
+        lrs=(1e-2, 1e-3),
+        batch_size=4,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def plugin():
+    """Register objects as plug-ins for one test."""
+    registered = []
+
+    def register(thing):
+        plugin_manager().register(thing)
+        registered.append(thing)
+        return thing
+
+    yield register
+    for thing in registered:
+        plugin_manager().unregister(thing)
+
+
+class Brighten:
+    """An augmentation that draws from its generator, in both stages."""
+
+    @hookimpl
+    def choose_augmentation(self, stage, tile_size):
+        return brighten
+
+
+def brighten(tile, rng):
+    return (tile * rng.uniform(0.5, 1)).astype(np.uint8)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def part(state, name):
+    return {key: value for key, value in state.items() if key.startswith(name)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_run_ends_with_a_model_that_knows_what_it_is(job, monkeypatch, tmp_path, capfd):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    result = run_two_stages(job)
+    net = load_model(result.model)
+    tile = np.array(Image.open(job.val.files[0]))[None]
+    assert net(tile).shape == (1, 2)
+    assert net.features(tile).shape == (1, 8)
+    card = net.card
+    assert (card.classes, card.tile_size, card.mpp) == (("TUM", "STR"), SIZE, 0.5)
+    assert card.data["tiles"] == {"TUM": 9, "STR": 9}
+    assert card.data["groups"] == ["s0-0", "s0-1"]
+    assert card.data["held_out"]["groups"] == ["s1-0", "s1-1"]
+    assert re.fullmatch("[0-9a-f]{64}", card.data["fingerprint"])
+    stages = card.training["stages"]
+    assert [(s["trains"], s["epochs"], s["lr"], s["optimizer"]) for s in stages] == [
+        ("part_b", 2, 1e-2, "Adam"),
+        ("part_a", 2, 1e-3, "Adam"),
+    ]
+    assert len(read_card(result.stage1).training["stages"]) == 1
+    assert sorted(path.name for path in job.out.iterdir()) == [
+        "confusion.csv", "metrics.csv", "model.safetensors", "report.html", "stage1.safetensors",
+    ]  # fmt: skip
+    assert not list((tmp_path / "cwd").iterdir())  # no lightning_logs
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "GPU available" not in output.err
+
+
+def test_metrics_have_a_row_for_each_stage_epoch_and_split(job):
+    rows = rows_of(run_two_stages(job).metrics)
+    assert list(rows[0]) == ["stage", "epoch", "split", "loss", "accuracy", "lr", "seconds"]
+    keys = [(row["stage"], row["epoch"], row["split"], float(row["lr"])) for row in rows]
+    assert keys == [
+        (stage, epoch, split, lr)
+        for stage, lr in (("1", 1e-2), ("2", 1e-3))
+        for epoch in ("1", "2")
+        for split in ("train", "val")
+    ]
+    assert all(0 <= float(r["accuracy"]) <= 1 and float(r["loss"]) > 0 for r in rows)
+
+
+def test_what_is_measured_is_what_the_written_model_does(job):
+    result = run_two_stages(job)
+    net, confusion = load_model(result.model), np.zeros((2, 2), int)
+    tiles = np.stack([np.array(Image.open(file)) for file in job.val.files])
+    with torch.inference_mode():
+        np.add.at(confusion, (job.val.targets, net(tiles).argmax(1).numpy()), 1)
+    written = [[int(row["TUM"]), int(row["STR"])] for row in rows_of(result.confusion)]
+    assert written == confusion.tolist()
+    assert result.last["accuracy"] == confusion.trace() / 6
+
+
+def test_colours_are_learnt(job):
+    result = run_two_stages(replace(job, hidden=(64,), epochs=(12, 0), lrs=(1e-1, 1e-3)))
+    assert result.last["accuracy"] == 1
+    assert "Held-out accuracy 1.000, balanced 1.000, on 6 tiles" in result.summary
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("freeze_batchnorm", [False, True])
+def test_frozen_means_frozen(job, plugin, augmented, freeze_batchnorm):
+    if augmented:
+        plugin(Brighten())
+    result = run_two_stages(replace(job, freeze_batchnorm=freeze_batchnorm))
+    before = create_network(
+        BACKBONE, job.train.classes, init="random", hidden=(8,), tile_size=SIZE
+    ).state_dict()
+    stage1, last = (load_model(path).state_dict() for path in (result.stage1, result.model))
+    assert same(part(stage1, "part_a"), part(before, "part_a"))  # BatchNorm's statistics too
+    assert not same(part(stage1, "part_b"), part(before, "part_b"))
+    assert same(part(last, "part_b"), part(stage1, "part_b"))
+    statistics = [key for key in last if key.endswith(("running_mean", "running_var"))]
+    moved = {not torch.equal(last[key], before[key]) for key in statistics}
+    assert moved == {not freeze_batchnorm}
+    weights = [k for k in part(last, "part_a") if k.endswith(("weight", "bias"))]
+    assert all(not torch.equal(last[k], before[k]) for k in weights)  # scale and shift too
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("freeze_batchnorm", [False, True])
+def test_whoever_calls_train_leaves_the_frozen_part_in_eval_mode(number, freeze_batchnorm):
+    net = create_network(BACKBONE, ("A", "B"), init="random", hidden=(8,), tile_size=SIZE)
+    module = StageModule(net, Stage(number, 1, 1e-3, freeze_batchnorm), Order(4, 2), None)
+    module.train()
+    assert (net.part_a.training, net.part_b.training) == (number == 2, number == 1)
+    layers = [m for m in net.part_a.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {layer.training for layer in layers} == {number == 2 and not freeze_batchnorm}
+    trains = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    assert trains == {"part_b" if number == 1 else "part_a"}
+
+
+def test_the_same_job_gives_the_same_bytes_with_any_number_of_workers(job, plugin, tmp_path):
+    plugin(Brighten())
+    runs = {}
+    for name, changes in {"a": {}, "b": {"workers": 2}, "c": {"seed": 1}}.items():
+        result = run_two_stages(replace(job, out=tmp_path / name, **changes))
+        torch.rand(1)  # whoever draws from the global generator changes nothing
+        runs[name] = [p.read_bytes() for p in (result.model, result.stage1, result.report)]
+    assert runs["a"] == runs["b"]
+    assert runs["a"][0] != runs["c"][0]
+
+
+def test_a_run_leaves_the_global_generator_alone(job):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run_two_stages(replace(job, epochs=(1, 1)))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_part_a_computed_once_gives_what_computing_it_each_epoch_gives(job, plugin, tmp_path):
+    once = load_model(run_two_stages(job).stage1).state_dict()
+
+    class Identity:
+        @hookimpl
+        def choose_augmentation(self):
+            return lambda tile, rng: tile
+
+    plugin(Identity())
+    each = load_model(run_two_stages(replace(job, out=tmp_path / "each")).stage1).state_dict()
+    for key, value in once.items():
+        torch.testing.assert_close(value, each[key], rtol=1e-4, atol=1e-5)
+
+
+def test_ctrl_c_in_training_is_a_keyboard_interrupt_and_leaves_no_file(job, plugin):
+    class Impatient:
+        @hookimpl
+        def epoch_ended(self, stage, epoch):
+            if (stage, epoch) == (2, 1):
+                signal.raise_signal(signal.SIGINT)
+
+    plugin(Impatient())
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_two_stages(job)
+    assert list(job.out.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before  # Lightning would ignore the next one
+
+
+def test_hooks_see_stages_and_epochs_and_choose_the_optimiser(job, plugin):
+    class Watcher:
+        def __init__(self):
+            self.seen = []
+
+        @hookimpl
+        def stage_started(self, stage, network):
+            self.seen.append(("start", stage, network.card.classes))
+
+        @hookimpl
+        def epoch_ended(self, stage, epoch, metrics):
+            self.seen.append((stage, epoch, sorted(metrics)))
+            assert metrics["train"]["lr"] == 0.5 or stage == 2
+
+        @hookimpl
+        def stage_ended(self, stage, network):
+            self.seen.append(("end", stage, network.training))
+
+        @hookimpl
+        def choose_optimizer(self, stage, parameters, lr):
+            return torch.optim.SGD(parameters, lr=0.5) if stage == 1 else None
+
+    watcher = plugin(Watcher())
+    card = read_card(run_two_stages(job).model)
+    assert watcher.seen == [
+        ("start", 1, ("TUM", "STR")),
+        (1, 1, ["train", "val"]),
+        (1, 2, ["train", "val"]),
+        ("end", 1, False),
+        ("start", 2, ("TUM", "STR")),
+        (2, 1, ["train", "val"]),
+        (2, 2, ["train", "val"]),
+        ("end", 2, False),
+    ]
+    assert [stage["optimizer"] for stage in card.training["stages"]] == ["SGD", "Adam"]
+
+
+def test_an_augmentation_that_changes_the_shape_is_named(job, plugin):
+    class Cropper:
+        @hookimpl
+        def choose_augmentation(self):
+            return lambda tile, rng: tile[1:]
+
+    plugin(Cropper())
+    with pytest.raises(TiaftError, match=r"an augmentation made uint8 \(31, 32, 3\) of a uint8"):
+        run_two_stages(job)
+
+
+def test_resizing_changes_the_resolution_and_the_card_says_so(job):
+    card = read_card(run_two_stages(replace(job, tile_size=64, epochs=(1, 0))).model)
+    assert (card.tile_size, card.mpp) == (64, 0.25)
+    assert card.data["resized"] == {"from_px": SIZE, "from_mpp": 0.5}
+
+
+def test_an_unknown_resolution_is_refused_with_the_remedy(job):
+    with pytest.raises(
+        TiaftError, match=r"µm/px is not known, .* pass --mpp, or give manifest.csv"
+    ):
+        run_two_stages(replace(job, train=replace(job.train, mpp=None)))
+    assert list(job.out.iterdir()) == []
+
+
+def test_a_model_file_to_begin_with_brings_backbone_and_normalisation(job, tmp_path):
+    begin = create_network(
+        BACKBONE, init="random", tile_size=SIZE, mean=(0.1, 0.2, 0.3), std=(0.4,) * 3, seed=7,
+        backbone_args={"drop_rate": 0.1},
+    )  # fmt: skip
+    file = save_model(begin, tmp_path / "begin.safetensors")
+    result = run_two_stages(replace(job, backbone=None, init=str(file)))
+    card = read_card(result.model)
+    assert (card.backbone, card.backbone_args) == (BACKBONE, {"drop_rate": 0.1})
+    assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4,) * 3)
+    found = part(load_model(result.stage1).state_dict(), "part_a")
+    assert same(found, part(begin.state_dict(), "part_a"))
+
+
+def test_an_existing_run_is_refused_before_training_unless_asked(job, plugin):
+    result = run_two_stages(replace(job, epochs=(1, 1)))
+    before = result.model.read_bytes()
+    with pytest.raises(TiaftError, match=r"model.safetensors exists already: .* --overwrite"):
+        run_two_stages(job)
+    assert result.model.read_bytes() == before
+    again = run_two_stages(replace(job, val=None, overwrite=True))
+    assert again.model.read_bytes() != before
+    assert again.confusion is None
+    assert not (job.out / "confusion.csv").exists()  # it would be of the old model
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(job, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TiaftError, match="cannot be a folder for results"):
+        run_two_stages(replace(job, out=tmp_path / "file" / "run"))
+
+
+def test_without_held_out_tiles_the_report_says_that_nothing_is_known(job):
+    result = run_two_stages(replace(job, val=None))
+    assert result.last == {}
+    assert "No tiles were held out" in result.summary
+    assert "no tiles were held out" in result.report.read_text(encoding="utf-8")
+
+
+def test_held_out_tiles_may_lack_a_class_but_have_none_of_their_own(job, tmp_path):
+    train = read_tileset(make_tiles(tmp_path / "three", 3, tuple(COLOURS)), mpp=0.5)
+    result = run_two_stages(replace(job, train=train, epochs=(1, 1)))
+    assert any("no held-out tile is of class LYM" in text for text in result.warnings)
+    assert "LYM" in result.summary
+    with pytest.raises(TiaftError, match="classes that the training tiles lack: LYM"):
+        run_two_stages(replace(job, val=replace(train, groups=(None,) * 9), overwrite=True))
+
+
+def test_a_slide_on_both_sides_is_refused(job, tmp_path):
+    val = replace(job.val, groups=("s0-1", *job.val.groups[1:]))
+    with pytest.raises(TiaftError, match=r"slides or patients stand on both sides .*: s0-1"):
+        run_two_stages(replace(job, val=val))
+
+
+def test_doubts_about_the_split_are_warned_of(job):
+    val = replace(
+        job.val,
+        files=(job.train.files[0], *job.val.files[1:]),
+        groups=(None,) * 6,
+        mpp=0.25,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = run_two_stages(replace(job, val=val, epochs=(0, 0)))
+    for text in (
+        "1 of 6 held-out tiles are training tiles too (same bytes)",
+        "not every tile has a group: slides or patients may stand on both sides of the split",
+        "held-out tiles have 0.25 µm/px, training tiles 0.5: they look other",
+    ):
+        assert text in result.warnings
+        assert text in result.report.read_text(encoding="utf-8")
+        assert text in [str(warning.message) for warning in caught]
+
+
+def test_held_out_tiles_of_another_size_are_refused(job, tmp_path):
+    val = read_tileset(make_tiles(tmp_path / "large", 2, seed=2, size=40), mpp=0.5)
+    with pytest.raises(TiaftError, match=r"has tiles of 40 px, .* of 32 px: cut both at one size"):
+        run_two_stages(replace(job, val=val))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tile_that_cannot_be_decoded_is_named_in_one_line(job, workers):
+    file = job.train.files[4]
+    file.write_bytes(file.read_bytes()[:1500])  # the header is whole
+    with pytest.raises(TiaftError, match=f"^{re.escape(str(file))} cannot be decoded") as error:
+        run_two_stages(replace(job, workers=workers))
+    assert "\n" not in str(error.value)
+    assert list(job.out.iterdir()) == []
+
+
+def test_batchnorm_statistics_that_are_placeholders_are_warned_of(job, tmp_path):
+    net = create_network(BACKBONE, init="random", tile_size=SIZE)
+    file = str(save_model(net, tmp_path / "folded.safetensors"))
+    folded = replace(job, init=file, epochs=(0, 0))
+    assert any("pass --freeze-batchnorm" in text for text in run_two_stages(folded).warnings)
+    kept = run_two_stages(replace(folded, freeze_batchnorm=True, overwrite=True))
+    assert not any("pass --freeze-batchnorm" in text for text in kept.warnings)
+    random = run_two_stages(replace(folded, init="random", overwrite=True))
+    assert not any("BatchNorm" in text for text in random.warnings)
+
+
+def test_a_loss_that_explodes_is_named(job, plugin):
+    class Saboteur:
+        @hookimpl
+        def stage_started(self, stage, network):
+            if stage == 2:
+                with torch.no_grad():
+                    network.part_b.classifier.bias[0] = float("nan")
+
+    plugin(Saboteur())
+    with pytest.raises(
+        TiaftError, match=r"stage 2, epoch 1: the loss is no longer a number: lower"
+    ):
+        run_two_stages(job)
+    assert list(job.out.iterdir()) == []
+
+
+def test_no_epochs_leave_a_stage_out(job):
+    result = run_two_stages(replace(job, epochs=(0, 1)))
+    assert {row["stage"] for row in rows_of(result.metrics)} == {"2"}
+    before = create_network(BACKBONE, job.train.classes, init="random", hidden=(8,), tile_size=SIZE)
+    assert same(load_model(result.stage1).state_dict(), before.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": (1,)}, "one number for each of two stages"),
+        ({"epochs": (1, -1)}, "one number for each of two stages"),
+        ({"lrs": (1e-3, float("nan"))}, "learning rates are positive numbers"),
+        ({"batch_size": 1}, "batch_size is 2 or more"),
+        ({"device": "cuda:99"}, "there is no device cuda:99 here .*: pass --device cpu"),
+        ({"device": "warp"}, "there is no device warp here"),
+        ({"backbone": "mobilnet"}, "timm has no backbone 'mobilnet'"),
+    ],
+)
+def test_wrong_jobs_are_refused(job, changes, message):
+    with pytest.raises(TiaftError, match=message):
+        run_two_stages(replace(job, **changes))
+
+
+@given(st.integers(2, 60), st.integers(2, 20), st.integers(0, 5))
+def test_every_epoch_shows_each_tile_once_and_no_batch_is_of_one(count, batch_size, epoch):
+    order = Order(count, batch_size, seed=(3, 1))
+    order.epoch = epoch
+    batches = list(order)
+    assert len(batches) == len(order)
+    assert sorted(where for batch in batches for where in batch) == [
+        (epoch, index) for index in range(count)
+    ]
+    assert min(map(len, batches)) >= 2
+    assert max(map(len, batches)) <= batch_size + 1
+    assert list(order) == batches
+
+
+def test_epochs_are_shuffled_differently_and_held_out_tiles_are_not():
+    shuffled, plain = Order(50, 10, seed=(0, 1)), Order(50, 10)
+    first = [index for batch in shuffled for _, index in batch]
+    shuffled.epoch = 1
+    assert first != [index for batch in shuffled for _, index in batch] != list(range(50))
+    assert [index for batch in plain for _, index in batch] == list(range(50))
+
+
+def test_batches_of_pooled_outputs_hold_the_right_targets():
+    pooled = Pooled(torch.arange(10.0)[:, None], list(range(10)))
+    for inputs, targets in Batches(pooled, 4, shuffle_seed=(1,)):
+        assert torch.equal(inputs[:, 0].long(), targets)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_evaluation_agrees_with_scikit_learn(pairs):
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+    true, predicted = zip(*pairs, strict=True)
+    confusion = np.zeros((4, 4), np.int64)
+    np.add.at(confusion, (true, predicted), 1)
+    found = Evaluation(("A", "B", "C", "D"), confusion, 0.0)
+    assert found.accuracy == pytest.approx(accuracy_score(true, predicted))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of predicted classes that are absent
+        expected = balanced_accuracy_score(true, predicted)
+    assert found.balanced_accuracy == pytest.approx(expected)
+    assert found.baseline({"A": 1, "C": 5}) == pytest.approx(true.count(2) / len(true))
+
+
+def test_the_table_keeps_long_names_apart():
+    found = Evaluation(("adenocarcinoma_low", "adenocarcinoma_high"), np.array([[3, 1], [0, 0]]), 0)
+    lines = found.table().splitlines()
+    assert lines[0].split() == ["true", "class", "[0]", "[1]", "right"]
+    assert lines[1].split() == ["[0]", "adenocarcinoma_low", "3", "1", "0.750"]
+    assert lines[2].split() == ["[1]", "adenocarcinoma_high", "0", "0", "-"]
+
+
+def test_the_report_is_one_page_that_trusts_no_name(job):
+    classes = ("<script>alert(1)</script>", "STR & co")
+    names = dict(zip(("TUM", "STR"), classes, strict=True))
+    train, val = (
+        replace(tiles, labels=tuple(names[label] for label in tiles.labels), classes=classes)
+        for tiles in (job.train, job.val)
+    )
+    text = run_two_stages(replace(job, train=train, val=val)).report.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "STR &amp; co" in text
+    assert not re.findall(r"""(?:src|href)=["'](?!#)""", text)
+    assert text.count("<svg") == 1
+    for words in ("Confusion matrix", "always the commonest class", "balanced accuracy", "µm/px"):
+        assert words in text
+
+
+def test_finetuners_are_found_by_name_and_refuse_what_they_do_not_take(job):
+    with pytest.raises(TiaftError, match=r"there is no finetuner other: there is .*two-stage"):
+        finetune(job, "other")
+    with pytest.raises(TiaftError, match="two-stage takes tiles with classes, not bags with regr"):
+        finetune(replace(job, inputs="bags", targets="regression"))
+    samples = Samples(job.out, ((job.train.files[0],),), ((1.0,),), ("gene",), (None,))
+    with pytest.raises(TiaftError, match="two-stage takes tile sets"):
+        finetune(replace(job, train=samples))
+
+
+def test_a_model_is_registered_and_a_taken_name_is_refused_before_training(job, model_folder):
+    result = finetune(replace(job, epochs=(1, 1)), register="mine")
+    assert (model_folder / "mine.safetensors").read_bytes() == result.model.read_bytes()
+    assert (model_folder / "mine-stage1.safetensors").read_bytes() == result.stage1.read_bytes()
+    other = replace(job, out=job.out.parent / "other")
+    with pytest.raises(TiaftError, match="there is a model mine already"):
+        finetune(other, register="mine")
+    with pytest.raises(TiaftError, match="resnet18 is a model of"):
+        finetune(other, register="resnet18")
+    assert not other.out.exists()
+
+
+def arguments(tmp_path, *more):
+    return [
+        str(tmp_path / "tiles"), "--out", str(tmp_path / "run"), "--backbone", BACKBONE, "--init",
+        "random", "--epochs", "1,1", "--hidden", "8", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_the_command_says_what_came_out_and_where(tmp_path):
+    make_tiles(tmp_path / "tiles", 12, groups=4)
+    options = ("--mpp", "0.5", "--val-groups", "s0-1,s0-3", "--backbone-arg", "drop_rate=0.2")
+    done = CliRunner().invoke(command, arguments(tmp_path, *options))
+    assert done.exit_code == 0, done.output
+    assert re.search(r"Held-out accuracy [01]\.\d{3}, balanced .* on 12 tiles", done.output)
+    assert re.search(r"^TUM +\d+ +\d+ +[01]\.\d{3}$", done.output, re.MULTILINE)
+    card = read_card(tmp_path / "run" / "model.safetensors")
+    assert (card.mpp, card.backbone_args, card.hidden) == (0.5, {"drop_rate": 0.2}, (8,))
+    assert card.data["held_out"]["groups"] == ["s0-1", "s0-3"]
+    for name in ("model.safetensors", "stage1.safetensors", "metrics.csv", "report.html"):
+        assert str(tmp_path / "run" / name) in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "20"), "two whole numbers, for stage 1 and stage 2"),
+        (("--epochs", "2,1.5"), "two whole numbers"),
+        (("--epochs", "-1,2"), "0 or more"),
+        (("--lr", "0,1e-4"), "or more"),
+        (("--lr", "nan,1e-4"), "or more"),
+        (("--mean", "0.5,0.5"), "three numbers"),
+        (("--std", "0,1,1"), "or more"),
+        (("--hidden", "0"), "1 or more"),
+        (("--batch-size", "1"), "x>=2"),
+        (("--mpp", "0"), "x>0"),
+        (("--backbone-arg", "pad_type"), "KEY=VALUE"),
+    ],
+)
+def test_wrong_options_are_usage_errors(tmp_path, options, message):
+    done = CliRunner().invoke(command, arguments(tmp_path, *options))
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_two_ways_to_hold_out_exclude_each_other(tmp_path):
+    make_tiles(tmp_path / "tiles")
+    with pytest.raises(TiaftError, match="either another tile set or groups of this one"):
+        finetune_tiles(
+            tmp_path / "tiles", out=tmp_path, val=tmp_path / "tiles", val_groups=("s0-0",)
+        )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_learns_the_same_colours(job):
+    result = run_two_stages(
+        replace(job, device="cuda", hidden=(64,), epochs=(12, 0), lrs=(1e-1, 1e-3))
+    )
+    assert result.last["accuracy"] == 1
+
+
+def test_real_tiles_of_held_out_slides_are_told_apart(data, tmp_path):
+    """A few of the slides, one epoch of stage 1: far above always saying one class."""
+    tiles = read_tileset(data / "kather2016")
+    slides = {"CRC-Prim-HE-03": 4, "CRC-Prim-HE-05": 4, "CRC-Prim-HE-06": 4, "CRC-Prim-HE-09": 3}
+    taken, seen = [], {}
+    for index, key in enumerate(zip(tiles.labels, tiles.groups, strict=True)):
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= slides.get(key[1], 0):
+            taken.append(index)
+    some = tiles.subset(taken)
+    held_out = [i for i, group in enumerate(some.groups) if group == "CRC-Prim-HE-09"]
+    train = some.subset(i for i in range(len(some)) if i not in held_out)
+    result = run_two_stages(
+        FinetuneJob(
+            out=tmp_path / "run",
+            train=train,
+            val=some.subset(held_out),
+            backbone="mobilenetv2_100",
+            backbone_args={"pad_type": "same"},
+            init=str(data / "weights" / "mobilenetv2_100.imagenet.safetensors"),
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            tile_size=96,
+            epochs=(20, 0),
+            lrs=(1e-3, 5e-5),
+            batch_size=16,
+            freeze_batchnorm=True,
+            device="cpu",
+        )
+    )
+    assert result.last["accuracy"] > 0.5
+    assert result.last["majority_baseline"] < 0.3
+    assert read_card(result.model).mpp == pytest.approx(0.495 * 150 / 96)
+
+
+def test_nothing_heavy_is_imported_to_list_finetuners():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; import tiaft_plugin.finetune.builtin, tiaft_plugin.cli.finetune; "
+        "print([m for m in ('torch', 'lightning', 'matplotlib', 'PIL') if m in sys.modules])"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert found.stdout.strip() == "[]", found.stderr

@@ -1,0 +1,447 @@
+"""Names in TIAToolbox: what a script gets that adds one import."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, run_python
+from tiatoolbox import rcParam
+from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
+from tiatoolbox.models.architecture import get_pretrained_model
+
+from tiaft_plugin import TiaftError, hookimpl
+from tiaft_plugin.kather100k import KATHER100K
+from tiaft_plugin.network import create_network, load_model, save_model
+from tiaft_plugin.plugins import plugin_manager
+from tiaft_plugin.zoo import folder
+from tiaft_plugin.zoo.models import BatchOutput
+from tiaft_plugin.zoo.names import find
+
+ALPHABETICAL = sorted(KATHER100K)
+
+
+def tiles(count, size=32, seed=0):
+    shape = (count, size, size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def xception(tmp_path_factory):
+    """A random Xception with the nine classes in another order than TIAToolbox's."""
+    net = create_network("legacy_xception", ALPHABETICAL, init="random", mpp=0.5)
+    return save_model(net, tmp_path_factory.mktemp("xception") / "x.safetensors")
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """The tiny model, under the name `tiny`."""
+    folder.add_model("tiny", tiny_model)
+    return load_model(tiny_model)
+
+
+def features(name, images, batch_size=4, **engine):
+    extractor = DeepFeatureExtractor(name, batch_size=batch_size, verbose=False, **engine)
+    return extractor.run(images, patch_mode=True)["features"]
+
+
+# Names
+
+
+def test_import_loads_no_torch_and_looks_at_no_plugin():
+    code = "import tiaft_plugin, sys; print([m for m in ('torch', 'timm', 'zarr') if m in sys.modules])"
+    assert run_python(code).stdout.strip() == "[]"
+
+
+def test_the_three_names(xception, tmp_path):
+    folder.add_model("xception-kather100k", xception)
+    plain = create_network("legacy_xception", init="random", mpp=0.5)
+    folder.add_model("imgnet2048", save_model(plain, tmp_path / "i.safetensors"))
+    images = tiles(3, 224)
+
+    predictor = PatchPredictor("xception-kather100k", batch_size=2, verbose=False)
+    assert predictor.model.class_dict == dict(enumerate(KATHER100K))
+    assert list(predictor.ioconfig.patch_input_shape) == [224, 224]
+    assert predictor.ioconfig.input_resolutions == [{"resolution": 0.5, "units": "mpp"}]
+    found = predictor.run(images, patch_mode=True, return_probabilities=True)["probabilities"]
+
+    net = load_model(xception)
+    with torch.inference_mode():
+        expected = torch.softmax(net(images), -1).numpy()
+        ftx, imgnet = net.features(images).numpy(), plain.features(images).numpy()
+    in_order = [ALPHABETICAL.index(name) for name in KATHER100K]
+    np.testing.assert_allclose(found, expected[:, in_order], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(features("ftx2048", images, 2), ftx, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features("imgnet2048", images, 2), imgnet, rtol=1e-4, atol=1e-5)
+    assert features("ftx2048", images, 2).shape == (3, 2048)
+
+
+def test_a_file_added_as_ftx2048_is_its_model(xception):
+    path = folder.add_model("ftx2048", xception)
+    assert path.stem == "xception-kather100k"
+    assert load_model(path).card.classes == KATHER100K
+    assert find("ftx2048").view == "features"
+
+
+def test_every_number_of_tiles_in_every_batch_size(tiny):
+    extractor = DeepFeatureExtractor("tiny-features", verbose=False)
+    predictor = PatchPredictor("tiny", verbose=False)
+    images = tiles(9)
+    with torch.inference_mode():
+        expected = tiny.features(images).numpy()
+    for count in (1, 2, 3, 4, 5, 8, 9):
+        for batch_size in (1, 3, 4, 16):
+            run = {"images": images[:count], "patch_mode": True, "batch_size": batch_size}
+            found = extractor.run(**run)["features"]
+            assert type(found) is np.ndarray
+            np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-5)
+            found = predictor.run(**run, return_probabilities=True)["probabilities"]
+            assert found.shape == (count, 3) and type(found) is np.ndarray
+            np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [7, 500])
+def test_stock_engines_on_a_slide_lose_no_tile(tiny, slide, tmp_path, batch_size):
+    import zarr
+
+    extractor = DeepFeatureExtractor("tiny-features", batch_size=batch_size, verbose=False)
+    out = extractor.run([slide], patch_mode=False, save_dir=tmp_path / "out")
+    group = zarr.open(out[slide], mode="r")
+    assert group["features"].shape == (group["coordinates"].shape[0], 16)
+    predictor = PatchPredictor("tiny", batch_size=batch_size, verbose=False)
+    out = predictor.run(
+        [slide], patch_mode=False, save_dir=tmp_path / "p", return_probabilities=True
+    )
+    probabilities = zarr.open(out[slide], mode="r")["probabilities"]
+    assert probabilities.shape == (group["features"].shape[0], 3)
+
+
+def test_an_unused_name_is_still_unknown_to_tiatoolbox():
+    with pytest.raises(ValueError, match=r"nobody-has-this.*does not exist"):
+        get_pretrained_model("nobody-has-this")
+
+
+def test_without_weights_the_error_says_how_to_get_some():
+    with pytest.raises(TiaftError, match=r"xception-kather100k has no weights in .*finetune.*add"):
+        DeepFeatureExtractor("ftx2048")
+    with pytest.raises(TiaftError, match=r"imgnet2048 has no weights.*models create"):
+        DeepFeatureExtractor("imgnet2048")
+
+
+def test_a_feature_name_in_a_patch_predictor_is_refused_when_it_is_made(tiny):
+    with pytest.raises(TiaftError, match="tiny-features gives features, not classes.*use tiny"):
+        PatchPredictor("tiny-features")
+
+
+def test_the_table_of_names(tiny):
+    table = rcParam["pretrained_model_info"]
+    assert "ftx2048" in table and "tiny-features" in table and "resnet18-kather100k" in table
+    assert "nobody-has-this" not in table and table.get("nobody-has-this") is None
+    assert {"ftx2048", "imgnet2048", "xception-kather100k"} <= set(table)
+    assert set(table) == set(dict(table.items())) and len(table) == len(list(table))
+    assert table["resnet18-kather100k"]["dataset"] == "kather100k"
+
+
+def test_tiatoolbox_s_own_models_are_left_alone(monkeypatch, tmp_path):
+    from tiatoolbox.models import architecture
+
+    asked = {}
+    monkeypatch.setattr(architecture, "hf_hub_download", lambda **kw: asked.update(kw) or "file")
+    assert architecture.fetch_pretrained_weights("resnet18-kather100k") == "file"
+    assert asked["filename"] == "resnet18-kather100k.pth"
+    linear = torch.nn.Linear(2, 1)
+    torch.save(linear.state_dict(), tmp_path / "w.pth")
+    assert architecture.load_torch_model(torch.nn.Linear(2, 1), tmp_path / "w.pth").weight.equal(
+        linear.weight
+    )
+
+
+def test_importing_tiatoolbox_s_models_first_changes_nothing(tiny_model, model_folder):
+    folder.add_model("tiny", tiny_model)
+    code = (
+        "from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor\n"
+        "import tiaft_plugin, numpy as np\n"
+        "x = np.zeros((3, 32, 32, 3), np.uint8)\n"
+        "run = DeepFeatureExtractor('tiny-features', verbose=False, batch_size=2).run\n"
+        "print('shape', run(x, patch_mode=True)['features'].shape)\n"
+        "try: PatchPredictor('tiny-features')\n"
+        "except tiaft_plugin.TiaftError: print('refused')\n"
+    )
+    said = run_python(code).stdout
+    assert "shape (3, 16)" in said and "refused" in said
+
+
+# Fresh processes
+
+
+def test_a_model_unpickles_in_a_fresh_process(tiny, tmp_path):
+    model, _ = get_pretrained_model("tiny-features")
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps((model, model.preproc_func)))
+    code = (
+        "import pickle, torch\n"
+        f"model, preproc = pickle.load(open({str(tmp_path / 'model.pkl')!r}, 'rb'))\n"
+        "print('shape', tuple(model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape))\n"
+    )
+    assert "shape (2, 16)" in run_python(code).stdout
+
+
+@pytest.mark.slow
+def test_spawned_workers(tiny_model, slide, tmp_path):
+    folder.add_model("tiny", tiny_model)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch, zarr, tiaft_plugin\n"
+        "from tiatoolbox.models import DeepFeatureExtractor\n"
+        "if __name__ == '__main__':\n"
+        "    torch.multiprocessing.set_start_method('spawn')\n"
+        "    engine = DeepFeatureExtractor('tiny-features', num_workers=1, verbose=False)\n"
+        f"    out = engine.run([{str(slide)!r}], patch_mode=False, save_dir={str(tmp_path / 'o')!r})\n"
+        "    print('shape', zarr.open(list(out.values())[0])['features'].shape)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert "16)" in done.stdout, done.stderr
+
+
+# weights=
+
+
+def test_weights_override(tiny, tmp_path):
+    other = create_network(TINY, "abc", init="random", tile_size=32, mpp=1.0, hidden=(16,), seed=1)
+    path = save_model(other, tmp_path / "other.safetensors")
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    images = tiles(2)
+    with torch.inference_mode():
+        expected = other.features(images).numpy()
+    for weights in (path, str(path), tmp_path / "other.pth"):
+        found = features("tiny-features", images, weights=weights)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(features("tiny-features", images), expected)
+
+
+def test_weights_of_a_built_in_name_are_put_in_order(xception):
+    model, _ = get_pretrained_model("xception-kather100k", xception)
+    assert model.net.card.classes == KATHER100K
+    images = tiles(1, 224)
+    with torch.inference_mode():
+        expected = load_model(xception)(images)[0, ALPHABETICAL.index("TUM")]
+        assert torch.allclose(model.net(images)[0, KATHER100K.index("TUM")], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"classes": "abcd"}, "other classes"),
+        ({"tile_size": 64}, "other classes, tile size"),
+        ({"mpp": 0.25}, "other classes, tile size or µm/px"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(tiny, tmp_path, change, fault):
+    card = {"classes": "abc", "tile_size": 32, "mpp": 1.0, "hidden": (16,), **change}
+    path = save_model(create_network(TINY, init="random", **card), tmp_path / "o.safetensors")
+    with pytest.raises(TiaftError, match=fault):
+        get_pretrained_model("tiny", path)
+
+
+def test_a_built_in_name_keeps_its_promise(tiny_model, tmp_path):
+    with pytest.raises(TiaftError, match=r"xception-kather100k promises something else.*backbone"):
+        folder.add_model("xception-kather100k", tiny_model)
+    with pytest.raises(TiaftError, match="missing|no such file"):
+        get_pretrained_model("xception-kather100k", tmp_path / "nowhere.safetensors")
+
+
+# The folder
+
+
+def test_add_list_show_verify_remove(tiny_model, model_folder):
+    from tiaft_plugin.zoo.table import describe_model, model_rows, verify_model
+
+    path = folder.add_model("lab-model", tiny_model)
+    assert path.read_bytes() == tiny_model.read_bytes()
+    rows = {row[0]: row for row in model_rows()}
+    assert rows["lab-model"][1:3] == ("3 classes", "32 px at 1 µm/px")
+    assert rows["lab-model-features"][1] == "features" and "ftx2048" in rows
+    assert "tiny.safetensors" in describe_model("lab-model")
+    assert str(tiny_model.parent) not in folder._note_file("lab-model").read_text()
+    assert verify_model("lab-model").startswith("lab-model: sound, SHA-256")
+    with pytest.raises(TiaftError, match="there is a model lab-model already"):
+        folder.add_model("lab-model", tiny_model)
+    folder.remove_model("lab-model")
+    assert list(model_folder.iterdir()) == []
+    with pytest.raises(TiaftError, match="there is no model lab-model"):
+        folder.remove_model("lab-model")
+
+
+def test_verify_finds_a_file_that_was_exchanged(tiny_model):
+    from tiaft_plugin.zoo.table import verify_model
+
+    path = folder.add_model("lab", tiny_model)
+    net = create_network(TINY, "abc", init="random", tile_size=32, mpp=1.0, hidden=(16,), seed=5)
+    save_model(net, path, overwrite=True)
+    with pytest.raises(TiaftError, match="is not the file that was added"):
+        verify_model("lab")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("resnet18-kather100k", "is a model of TIAToolbox"),
+        ("UNI", "is a model of TIAToolbox"),
+        ("legacy_xception", "is a model of timm"),
+        ("maxvit_t", "is a model of torchvision"),
+        ("a/b", "cannot name a model"),
+        ("../escape", "cannot name a model"),
+        ("my-features", "cannot name a model"),
+        ("", "cannot name a model"),
+    ],
+)
+def test_names_that_are_refused(tiny_model, name, fault):
+    with pytest.raises(TiaftError, match=fault):
+        folder.add_model(name, tiny_model)
+
+
+def test_a_model_without_resolution_needs_one(tmp_path):
+    net = create_network(TINY, "ab", init="random", tile_size=32, hidden=(4,))
+    path = save_model(net, tmp_path / "m.safetensors")
+    with pytest.raises(TiaftError, match="does not say its tiles' µm/px.*--mpp"):
+        folder.add_model("lab", path)
+    folder.add_model("lab", path, mpp=0.25)
+    assert find("lab").mpp == 0.25
+
+
+def test_a_damaged_file_in_the_folder_is_named(model_folder):
+    from tiaft_plugin.zoo.table import model_rows
+
+    model_folder.mkdir()
+    (model_folder / "broken.safetensors").write_text("nothing")
+    assert ("broken", "damaged") in [row[:2] for row in model_rows()]
+    with pytest.raises(TiaftError, match="not a whole safetensors file"):
+        get_pretrained_model("broken")
+
+
+# Sources
+
+
+def test_https_needs_and_checks_the_hash(tiny_model, tmp_path, monkeypatch):
+    import hashlib
+    import http.server
+    import ssl
+    import threading
+    from functools import partial
+
+    trustme = pytest.importorskip("trustme", reason="trustme makes the test's certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tiny_model.parent))
+    server = http.server.HTTPServer(("localhost", 0), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"https://localhost:{server.server_address[1]}/tiny.safetensors"
+    try:
+        with pytest.raises(TiaftError, match="an address needs --sha256"):
+            folder.add_model("web", address)
+        with pytest.raises(TiaftError, match="has SHA-256 .*, not 00.*it is not used"):
+            folder.add_model("web", address, sha256="00" * 32)
+        digest = hashlib.sha256(tiny_model.read_bytes()).hexdigest()
+        assert folder.add_model("web", address, sha256=digest).read_bytes() == tiny_model.read_bytes()
+        assert json.loads(folder._note_file("web").read_text())["source"] == address
+        with pytest.raises(TiaftError, match="cannot be had: .*404"):
+            folder.add_model("web2", address + "x", sha256=digest)
+    finally:
+        server.shutdown()
+
+
+def test_hugging_face_sources(tiny_model, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo, file, *, revision):
+        asked.append((repo, file, revision))
+        return str(tiny_model)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    folder.add_model("hub", "hf://lab/models/sub/tiny.safetensors@v1")
+    assert asked == [("lab/models", "sub/tiny.safetensors", "v1")]
+    with pytest.raises(TiaftError, match="write hf://owner/repo/file@revision"):
+        folder.add_model("hub2", "hf://lab/models/tiny.safetensors")
+
+
+@pytest.mark.parametrize("source", ["http://x/y", "ftp://x/y", "file:///etc/passwd"])
+def test_other_sources_are_refused(source):
+    with pytest.raises(TiaftError, match="only files, hf:// and https:// sources are read"):
+        folder.add_model("x", source)
+
+
+# Plug-ins' models
+
+
+class Stranger(torch.nn.Module):
+    """Mean colour: features (N, 3)."""
+
+    def forward(self, tiles):
+        return tiles.float().mean((1, 2))
+
+
+class LosesRows(Stranger):
+    def forward(self, tiles):
+        return super().forward(tiles)[:1]
+
+
+@pytest.fixture
+def register():
+    """Register models as a plug-in would, for one test."""
+    added = []
+
+    def add(**models):
+        class Plugin:
+            @hookimpl
+            def register_models(self, register):
+                for name, load in models.items():
+                    register(name, load, tile_size=32, mpp=1.0)
+
+        added.append(Plugin())
+        plugin_manager().register(added[-1], name="stranger")
+
+    yield add
+    for plugin in added:
+        plugin_manager().unregister(plugin)
+
+
+def test_a_plugin_s_model_by_name(register):
+    register(mean_colour=Stranger)
+    images = tiles(5)
+    found = features("mean_colour", images, batch_size=2)
+    np.testing.assert_allclose(found, images.mean((1, 2)), rtol=1e-4)
+    with pytest.raises(TiaftError, match="mean_colour is a model of plug-in stranger"):
+        folder.check_name("mean_colour")
+
+
+def test_a_plugin_s_model_is_checked_before_it_is_used(register):
+    register(bad=LosesRows)
+    with pytest.raises(TiaftError, match="plug-in stranger, model bad: "):
+        get_pretrained_model("bad")
+
+
+def test_a_plugin_cannot_take_tiaft_s_names(register):
+    register(ftx=Stranger, **{"xception-kather100k": Stranger})
+    with pytest.raises(TiaftError, match="zoo and stranger both register 'xception-kather100k'"):
+        find("ftx")
+
+
+# The return value that serves both of TIAToolbox's ways
+
+
+def test_a_batch_output_is_an_ordinary_array_but_for_its_first_row():
+    plain = np.arange(6.0).reshape(3, 2)
+    output = plain.view(BatchOutput)
+    assert output[0].shape == (3, 2) and output[1].tolist() == [2, 3]
+    assert output[:2].shape == (2, 2) and type(output[:2]) is np.ndarray
+    assert type(output + 1) is np.ndarray and type(output.mean(0)) is np.ndarray
+    assert type(np.concatenate([output, output])) is np.ndarray
+    assert isinstance(output.sum(), float)

@@ -1,0 +1,151 @@
+"""What `tiaft extract` and `tiaft predict` share: their options, and how a run looks."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tiaft_plugin.errors import TiaftError
+
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+_OPTIONS = (
+    click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.option("--model", required=True, metavar="NAME|FILE", help="Model name or model file."),
+    click.option(
+        "--out",
+        required=True,
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder for the results; what is in it stays.",
+    ),
+    click.option(
+        "--mpp",
+        type=POSITIVE,
+        metavar="UM_PER_PX",
+        help="Resolution of slides whose file has none.",
+    ),
+    click.option(
+        "--resolution",
+        type=POSITIVE,
+        metavar="UM_PER_PX",
+        help="Read tiles at this resolution [default: the model's].",
+    ),
+    click.option(
+        "--stride",
+        type=click.IntRange(min=1),
+        metavar="PX",
+        help="Step between tiles at that resolution [default: the tile size].",
+    ),
+    click.option(
+        "--masks",
+        multiple=True,
+        type=click.Path(exists=True, path_type=Path),
+        help="Mask image or QuPath GeoJSON, or a folder of them named as the slides are.",
+    ),
+    click.option(
+        "--mask-class",
+        multiple=True,
+        metavar="CLASS",
+        help="Use only the regions of this class in GeoJSON masks; may be repeated.",
+    ),
+    click.option("--no-mask", is_flag=True, help="Take every tile, tissue or not."),
+    click.option(
+        "--min-tissue",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        show_default=True,
+        help="Leave out tiles with less tissue than this fraction.",
+    ),
+    click.option(
+        "--patients",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="CSV table with columns slide,patient: noted in the stores.",
+    ),
+    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Processes that read tiles beside the model.",
+    ),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, …"),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace results of these slides that stand in the way."
+    ),
+)
+
+
+def slide_options(command: Callable) -> Callable:
+    """Add the options that both commands have."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
+    """Run an engine over the slides; print a line for each; fail with 1 if one failed."""
+    from tiaft_plugin.cli._logging import quiet_tiatoolbox
+
+    quiet_tiatoolbox()
+    from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
+
+    out: Path = options["out"]
+    chosen = named_sinks(sinks)
+    jobs = _jobs(options)
+    engine = make_engine(
+        kind,
+        options["model"],
+        resolution=options["resolution"],
+        stride=options["stride"],
+        min_tissue=options["min_tissue"],
+        auto_mask=not options["no_mask"],
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        device=options["device"],
+    )
+    failed = 0
+    for result in run_slides(engine, jobs, out, sinks=chosen, overwrite=options["overwrite"]):
+        if result.status == "failed":
+            failed += 1
+            click.echo(f"FAILED {result.slide}: {result.reason}", err=True)
+        else:
+            again = " (was there already)" if result.status == "exists" else ""
+            click.echo(f"{result.slide.name}: {result.tiles} tiles -> {result.store}{again}")
+    click.echo(f"{len(jobs) - failed} of {len(jobs)} slides done; summary in {out / 'summary.csv'}")
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _jobs(options: dict[str, Any]) -> list[Any]:
+    from tiaft_plugin.engine.extractor import SlideJob
+    from tiaft_plugin.engine.jobs import match_masks, patient_of, read_patients
+
+    slides = list(dict.fromkeys(options["slides"]))  # a slide named twice is one slide
+    if options["no_mask"] and options["masks"]:
+        raise click.UsageError("--masks and --no-mask exclude each other")
+    if options["mask_class"] and not options["masks"]:
+        raise click.UsageError("--mask-class needs --masks")
+    masks = match_masks(slides, options["masks"]) if options["masks"] else {}
+    patients = read_patients(options["patients"]) if options["patients"] else {}
+    return [
+        SlideJob(
+            slide,
+            _mask(masks.get(slide), options["mask_class"]),
+            options["mpp"],
+            patient_of(slide, patients),
+        )
+        for slide in slides
+    ]
+
+
+def _mask(path: Path | None, classes: Sequence[str]) -> Any:
+    if path is None or path.suffix.lower() not in (".geojson", ".json"):
+        if classes and path is not None:
+            raise TiaftError(f"{path}: --mask-class needs GeoJSON, this is an image")
+        return path
+    from tiaft_plugin.qupath.masks import mask_of_regions
+
+    return partial(mask_of_regions, path, classes)

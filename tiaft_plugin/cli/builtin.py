@@ -1,0 +1,18 @@
+"""tiaft's own commands, in the order of the work."""
+
+from tiaft_plugin.hookspecs import hookimpl
+
+
+@hookimpl
+def register_commands(cli):
+    """Add the built-in commands."""
+    from tiaft_plugin.cli.demo import demo
+    from tiaft_plugin.cli.doctor import doctor
+    from tiaft_plugin.cli.extract import extract
+    from tiaft_plugin.cli.finetune import finetune
+    from tiaft_plugin.cli.models import models
+    from tiaft_plugin.cli.plugins import plugins
+    from tiaft_plugin.cli.predict import predict
+
+    for command in (demo, finetune, models, extract, predict, plugins, doctor):
+        cli.add_command(command)

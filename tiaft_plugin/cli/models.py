@@ -1,0 +1,128 @@
+"""`tiaft models`: the model files that have names, and how to make, import and check them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tiaft_plugin.cli.options import CLASSES, KEY_VALUE, NUMBERS, WIDTHS
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@click.group()
+def models() -> None:
+    """List, add and make models; a model added once has a name in every later script."""
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the models that have names: tiaft's own, yours, and those of plug-ins."""
+    from tiaft_plugin.zoo.table import model_rows
+
+    rows = [("NAME", "GIVES", "TILES", "FROM"), *model_rows()]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@models.command()
+@click.argument("name")
+@click.argument("source")
+@click.option("--sha256", help="Refuse the file unless it has this hash; needed for https sources.")
+@click.option("--mpp", type=_POSITIVE, metavar="UM_PER_PX", help="The model's µm/px, for its card.")
+@click.option("--overwrite", is_flag=True, help="Replace a model of that name.")
+def add(name: str, source: str, **options: Any) -> None:
+    """Give a model file a NAME.
+
+    SOURCE is a local model file, hf://owner/repo/file@revision, or an https address with --sha256.
+    """
+    from tiaft_plugin.zoo.folder import add_model
+
+    path = add_model(name, source, **options)
+    click.echo(f"added {path.stem} ({path})")
+
+
+@models.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove a model that was added."""
+    from tiaft_plugin.zoo.folder import remove_model
+
+    click.echo(f"removed {remove_model(name)}")
+
+
+@models.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show the card of a model, by NAME or file."""
+    from tiaft_plugin.zoo.table import describe_model
+
+    click.echo(describe_model(name))
+
+
+@models.command()
+@click.argument("name")
+def verify(name: str) -> None:
+    """Check a model, by NAME or file: its hash, its card, its weights, and how it behaves."""
+    from tiaft_plugin.zoo.table import verify_model
+
+    click.echo(verify_model(name))
+
+
+@models.command()
+@click.argument("file", type=_FILE)
+@click.option("--backbone", metavar="NAME", help="Any timm backbone [default: legacy_xception].")
+@click.option("--classes", type=CLASSES, default="", help="A,B,C; without, it gives features only.")
+@click.option(
+    "--init",
+    default="imagenet",
+    show_default=True,
+    metavar="imagenet|random|FILE",
+    help="Weights of the backbone (Part A); Part B is always random.",
+)
+@click.option("--hidden", type=WIDTHS, default="2048", show_default=True, help="Part B's widths.")
+@click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True)
+@click.option("--mpp", type=_POSITIVE, default=0.5, show_default=True, metavar="UM_PER_PX")
+@click.option(
+    "--backbone-arg", type=KEY_VALUE, multiple=True, help="Passed to timm, e.g. pad_type=same."
+)
+@click.option("--mean", type=NUMBERS, help="R,G,B of pixels from 0 to 1 [default: timm's].")
+@click.option("--std", type=NUMBERS, help="R,G,B of pixels from 0 to 1 [default: timm's].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
+@click.option("--licence", default="", help="Licence of the weights, for the card.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+def create(file: Path, classes: tuple[str, ...], backbone_arg: tuple, **options: Any) -> None:
+    """Make a model FILE from a backbone and class names."""
+    from tiaft_plugin.files import refuse_existing
+    from tiaft_plugin.network import create_network, save_model
+
+    overwrite = options.pop("overwrite")
+    if not overwrite:
+        refuse_existing(file)
+    net = create_network(
+        options.pop("backbone"), classes, backbone_args=dict(backbone_arg), **options
+    )
+    save_model(net, file, overwrite=overwrite)
+    gives = f"{len(classes)} classes, " if classes else ""
+    click.echo(
+        f"{file}: {net.card.backbone}, {gives}{net.feature_width} features; {net.card.source}"
+    )
+
+
+@models.command()
+@click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=_FILE)
+@click.option("--classes", type=CLASSES, default="", help="A,B,C in the order of SOURCE's outputs.")
+@click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True)
+@click.option("--mpp", type=_POSITIVE, default=0.5, show_default=True, metavar="UM_PER_PX")
+@click.option("--licence", default="", help="Licence of the weights, for the card.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+def convert(source: Path, file: Path, overwrite: bool, **options: Any) -> None:
+    """Make a model FILE of a Keras Xception (.h5, .weights.h5), exactly."""
+    from tiaft_plugin.zoo.convert import convert_keras
+
+    net = convert_keras(source, file, overwrite=overwrite, **options)
+    click.echo(f"{file}: {net.card.backbone}, classes {', '.join(net.card.classes) or 'none'}")

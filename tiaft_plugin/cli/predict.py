@@ -1,0 +1,26 @@
+"""`tiaft predict`: slides to class probabilities, and on to QuPath."""
+
+from typing import Any
+
+import click
+
+from tiaft_plugin.cli._slides import run, slide_options
+
+
+@click.command()
+@slide_options
+@click.option(
+    "--to",
+    "sinks",
+    default="geojson",
+    show_default=True,
+    metavar="A,B",
+    help="What to make of the predictions: geojson (QuPath), annotationstore, picture.",
+)
+def predict(sinks: str, **options: Any) -> None:
+    """Predict the class of the tiles of SLIDES.
+
+    Writes OUT/<slide>.zarr (probabilities, coordinates), for each of --to a file beside it
+    (OUT/<slide>.geojson, .db, .png), and OUT/summary.csv.
+    """
+    run("predictions", [name.strip() for name in sinks.split(",") if name.strip()], options)

@@ -1,0 +1,60 @@
+"""From what a person names - slides, masks, patients - to the jobs of a run."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from tiaft_plugin.errors import TiaftError
+
+MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".geojson", ".json")
+
+
+def match_masks(slides: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return a mask file for each slide: the one of its name, or the only one for the only slide.
+
+    `masks` are files or folders of files. Raises TiaftError for a slide without a mask: it would
+    be worked on whole, or not at all, and either could go unseen.
+    """
+    files = [file for mask in masks for file in _files_in(mask)]
+    if len(slides) == 1 and len(files) == 1:
+        return {slides[0]: files[0]}
+    by_stem: dict[str, list[Path]] = {}
+    for file in files:
+        by_stem.setdefault(file.stem, []).append(file)
+    matched = {}
+    for slide in slides:
+        found = by_stem.get(slide.stem, [])
+        if len(found) != 1:
+            names = " and ".join(map(str, found))
+            what = f"has several masks ({names})" if found else "has no mask of its name"
+            raise TiaftError(f"{slide} {what}: give one {slide.stem}.png or .geojson in --masks")
+        matched[slide] = found[0]
+    return matched
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """Read a table with columns slide and patient: the patient of each slide's name or stem."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        return {Path(row["slide"]).name: row["patient"].strip() for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise TiaftError(f"{path}: a CSV table with columns slide and patient expected") from error
+
+
+def patient_of(slide: Path, patients: dict[str, str]) -> str | None:
+    """Return a slide's patient, or None without a table. Raises TiaftError if it is not in it."""
+    if not patients:
+        return None
+    for key in (slide.name, slide.stem):
+        if key in patients:
+            return patients[key]
+    raise TiaftError(f"{slide.name} is not in the table of patients")
+
+
+def _files_in(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.suffix.lower() in MASK_SUFFIXES)
+    if not path.is_file():
+        raise TiaftError(f"{path}: no such mask")
+    return [path]

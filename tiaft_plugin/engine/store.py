@@ -1,0 +1,242 @@
+"""The store of a slide's features or predictions: one schema, written chunk by chunk, verifiable.
+
+``docs/formats.md`` describes it. A chunk counts as written when its CRC-32 stands in
+``chunk_crc32``, which is put there after the chunk itself: a run interrupted at any instant goes
+on with the first chunk that has none, and a store is complete when every chunk has one.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid5
+
+import numpy as np
+import zarr
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.files import write_folder_atomically
+
+SCHEMA = "tiaft-tiles"
+VERSION = 1
+CHUNK_ROWS = 512
+ARRAYS = {"features": "features", "predictions": "probabilities"}
+_NOT_WRITTEN = -1
+_GRID = ("tile_size", "stride", "resolution", "units")  # a mask picks tiles, it does not move them
+_TILE_NAMESPACE = UUID("6f1d1c1e-6a0e-5d0c-9a39-2f7f3c1b7d52")  # arbitrary, and never to change
+
+
+@dataclass(frozen=True)
+class Store:
+    """A complete store, opened for reading.
+
+    `values` is (N, D) float32: features, or class probabilities; `coordinates` (N, 4) int64 x0,
+    y0, x1, y1 at the read resolution; `tissue` (N,) float32, the tissue fraction of each tile.
+    `facts` are its attributes.
+    """
+
+    path: Path
+    kind: str
+    values: zarr.Array
+    coordinates: zarr.Array
+    tissue: zarr.Array
+    facts: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the columns; none in a feature store."""
+        return tuple(self.facts["classes"])
+
+    @property
+    def scale(self) -> np.ndarray:
+        """What coordinates are multiplied by to give baseline pixels, x and y."""
+        return np.asarray(self.facts["scale_to_baseline"], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Give (bounds (n, 4) float64 in baseline pixels, values (n, D)) chunk by chunk."""
+        for start in range(0, len(self), self.facts["chunk_rows"]):
+            rows = slice(start, start + self.facts["chunk_rows"])
+            bounds = np.asarray(self.coordinates[rows]) * np.tile(self.scale, 2)
+            yield bounds, np.asarray(self.values[rows])
+
+    def tile_ids(self, bounds: np.ndarray) -> list[UUID]:
+        """Return a UUID for each tile, from slide, grid and model: the same in every run."""
+        prefix = ":".join(
+            (
+                self.facts["slide"]["fingerprint"],
+                self.facts["grid_id"],
+                self.facts["model"]["sha256"],
+            )
+        )
+        return [uuid5(_TILE_NAMESPACE, f"{prefix}:{x:.3f}:{y:.3f}") for x, y in bounds[:, :2]]
+
+
+def read_store(path: Path | str, *, verify: bool = False) -> Store:
+    """Open a complete store; `verify` also compares every chunk with its CRC-32.
+
+    Raises TiaftError for what is no store, incomplete, damaged, or of a newer version.
+    """
+    path = Path(path)
+    group = open_any(path)
+    facts = dict(group.attrs)["tiaft"]
+    missing = count_missing(group)
+    if missing:
+        total = group["chunk_crc32"].shape[0]
+        raise TiaftError(
+            f"{path} is incomplete ({total - missing} of {total} chunks): run the same command "
+            "again, it goes on where it stopped"
+        )
+    values = group[ARRAYS[facts["kind"]]]
+    if verify:
+        for number in range(group["chunk_crc32"].shape[0]):
+            if not is_written(group, number):
+                raise TiaftError(f"{path} is damaged: chunk {number} is not what was written")
+    return Store(path, facts["kind"], values, group["coordinates"], group["tissue"], facts)
+
+
+def open_for_writing(
+    path: Path,
+    facts: dict[str, Any],
+    coordinates: np.ndarray,
+    tissue: np.ndarray,
+    *,
+    width: int,
+    overwrite: bool = False,
+) -> zarr.Group:
+    """Create a store with nothing written yet, or open the one that the same settings began.
+
+    `facts` are `describe`'s. A store of other settings is only replaced with `overwrite`; anything
+    else at `path` never is. Raises TiaftError.
+    """
+    if path.exists():
+        found = dict(open_any(path).attrs)["tiaft"]
+        if found["settings_sha256"] == facts["settings_sha256"]:
+            return zarr.open_group(path, mode="r+")
+        if not overwrite:
+            raise TiaftError(
+                f"{path} was made with other settings ({_difference(found, facts)}): choose another "
+                "folder, or pass --overwrite"
+            )
+    with write_folder_atomically(path) as temporary:
+        _create(temporary, facts, coordinates, tissue, width)
+    return zarr.open_group(path, mode="r+")
+
+
+def write_chunk(group: zarr.Group, number: int, values: np.ndarray) -> None:
+    """Write chunk `number`, and only then mark it as written."""
+    facts = dict(group.attrs)["tiaft"]
+    rows = chunk_slice(number, facts["chunk_rows"])
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise TiaftError("the model gives NaN or infinity on this slide: nothing is written of it")
+    group[ARRAYS[facts["kind"]]][rows] = values
+    group["chunk_crc32"][number] = zlib.crc32(values.tobytes())
+
+
+def is_written(group: zarr.Group, number: int) -> bool:
+    """Whether chunk `number` is marked as written and still is what was written."""
+    facts = dict(group.attrs)["tiaft"]
+    crc = int(group["chunk_crc32"][number])
+    if crc == _NOT_WRITTEN:
+        return False
+    values = np.asarray(group[ARRAYS[facts["kind"]]][chunk_slice(number, facts["chunk_rows"])])
+    return zlib.crc32(np.ascontiguousarray(values).tobytes()) == crc
+
+
+def count_missing(group: zarr.Group) -> int:
+    """Return how many chunks are not written yet."""
+    return int((np.asarray(group["chunk_crc32"][:]) == _NOT_WRITTEN).sum())
+
+
+def chunk_slice(number: int, chunk_rows: int) -> slice:
+    """Return the rows of chunk `number`."""
+    return slice(number * chunk_rows, (number + 1) * chunk_rows)
+
+
+def describe(settings: dict[str, Any], **circumstances: Any) -> dict[str, Any]:
+    """Return a store's attributes: `settings` decide what is in it, `circumstances` do not.
+
+    `settings` holds kind, slide, model, classes, grid, scale_to_baseline, precision and
+    stain_normalisation; only they are fingerprinted.
+    """
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "chunk_rows": CHUNK_ROWS,
+        **settings,
+        "grid_id": _sha256_of_json({key: settings["grid"][key] for key in _GRID})[:16],
+        "settings_sha256": _sha256_of_json(_without_names(settings)),
+        **circumstances,
+    }
+
+
+def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a file happens to be called: a renamed slide or model is the same one."""
+    return {
+        **settings,
+        "slide": {k: v for k, v in settings["slide"].items() if k != "name"},
+        "model": {k: v for k, v in settings["model"].items() if k != "name"},
+    }
+
+
+def _create(
+    path: Path, facts: dict, coordinates: np.ndarray, tissue: np.ndarray, width: int
+) -> None:
+    group = zarr.open_group(path, mode="w")
+    count = len(coordinates)
+    group.create_array(
+        ARRAYS[facts["kind"]],
+        shape=(count, width),
+        chunks=(CHUNK_ROWS, width),
+        dtype="float32",
+        compressors=None,  # float features hardly compress
+    )
+    for name, values in (
+        ("coordinates", np.asarray(coordinates, dtype=np.int64)),
+        ("tissue", np.asarray(tissue, dtype=np.float32)),
+        ("chunk_crc32", np.full(-(-count // CHUNK_ROWS), _NOT_WRITTEN, dtype=np.int64)),
+    ):
+        group.create_array(name, data=values)
+    group.attrs["tiaft"] = facts
+
+
+def open_any(path: Path) -> zarr.Group:
+    """Open a store for reading, complete or not. Raises TiaftError for whatever is no store."""
+    try:
+        group = zarr.open_group(path, mode="r")
+        facts = dict(group.attrs)["tiaft"]
+        schema, version = facts["schema"], facts["version"]
+    except Exception as error:  # zarr raises its own, KeyError, ValueError and OSError
+        raise TiaftError(
+            f"{path} is no store of tiaft's: it is left alone, choose another folder or name"
+        ) from error
+    if schema != SCHEMA or not isinstance(version, int):
+        raise TiaftError(f"{path} is no store of tiaft's (schema {schema!r})")
+    if version > VERSION:
+        raise TiaftError(
+            f"{path} has version {version} of the store, this tiaft_plugin reads up to {VERSION}: "
+            "upgrade tiaft_plugin"
+        )
+    arrays = ("coordinates", "tissue", "chunk_crc32", ARRAYS.get(facts.get("kind"), "?"))
+    lacking = [name for name in arrays if name not in group]
+    if lacking:
+        raise TiaftError(f"{path} is damaged: {', '.join(lacking)} missing")
+    return group
+
+
+def _difference(found: dict, wanted: dict) -> str:
+    """Name the settings that differ, in words a person knows."""
+    names = ("kind", "slide", "model", "classes", "grid", "precision", "stain_normalisation")
+    different = [name for name in names if found.get(name) != wanted.get(name)]
+    return ", ".join(different) or "another scale"
+
+
+def _sha256_of_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""Make a new network: a backbone by name, a class list, and where Part A's weights come from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.network.backbone import (
+    DEFAULT_BACKBONE,
+    DEFAULT_TILE_SIZE,
+    default_normalisation,
+)
+from tiaft_plugin.network.card import METADATA_KEY, Card, read_card
+from tiaft_plugin.network.net import Network
+from tiaft_plugin.network.weights import init_part_a
+
+DEFAULT_HIDDEN = (2048,)  # paper 1, section 3.2, read as one hidden layer
+
+
+def create_network(
+    backbone: str | None = None,
+    classes: Sequence[str] = (),
+    *,
+    init: str = "imagenet",
+    tile_size: int = DEFAULT_TILE_SIZE,
+    mpp: float | None = None,
+    hidden: Sequence[int] = DEFAULT_HIDDEN,
+    backbone_args: dict[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+    **card: Any,
+) -> Network:
+    """Create a network in eval mode; Part B is random from `seed`, Part A comes from `init`.
+
+    `init` is ``imagenet``, ``random`` or a file; where it is a tiaft model file, its card gives
+    the backbone, its arguments, mean and std that are not given here. Without classes there is no
+    Part B. `card` holds further fields of the card. Raises TiaftError.
+    """
+    given = _card_of(init)
+    if given is not None and backbone in (None, given.backbone):
+        backbone, backbone_args = given.backbone, backbone_args or given.backbone_args
+        mean, std = mean or given.mean, std or given.std
+    backbone = backbone or DEFAULT_BACKBONE
+    default_mean, default_std = default_normalisation(backbone)
+    blueprint = Card(
+        backbone=backbone,
+        tile_size=tile_size,
+        mpp=mpp,
+        classes=tuple(classes),
+        hidden=tuple(hidden) if classes else (),
+        mean=tuple(mean or default_mean),
+        std=tuple(std or default_std),
+        backbone_args=dict(backbone_args or {}),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Network(blueprint)
+    source = init_part_a(net, init)
+    if init == "random":
+        source += f" (seed {seed})"
+    net.card = Card(**{**blueprint.__dict__, "source": source, **card})
+    return net.eval()
+
+
+def _card_of(init: str) -> Card | None:
+    """Return the card of an init file that is a tiaft model file, else None."""
+    path = Path(init)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if METADATA_KEY not in (file.metadata() or {}):
+                return None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TiaftError(f"{path} is not a whole safetensors file: {error}") from error
+    return read_card(path)

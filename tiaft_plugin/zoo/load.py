@@ -1,0 +1,152 @@
+"""Build the network that a name stands for, from its file, another file, or a plug-in."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.files import sha256_of
+from tiaft_plugin.network.card import read_card
+from tiaft_plugin.zoo.folder import model_folder
+from tiaft_plugin.zoo.names import NamedModel, find
+from tiaft_plugin.zoo.promises import PROMISES, same_scale
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tiaft_plugin.network import Network
+
+
+def load_file(name: str, path: Path) -> "Network":
+    """Load the file behind one of tiaft's names. Raises TiaftError with the remedy without one."""
+    from tiaft_plugin.network import load_model
+
+    if not path.is_file():
+        raise no_weights(name)
+    net = load_model(path)
+    if name in PROMISES:
+        PROMISES[name].check(net.card)
+        _in_promised_order(net, name)
+    return net
+
+
+def load_named(model: NamedModel, weights: Path | None = None) -> "nn.Module":
+    """Load the network of a name, with its own weights or with those of the file `weights`.
+
+    A plug-in's model is checked (``tiaft_plugin.testing.check_model``) before it is handed out.
+    """
+    if model.load is not None:
+        return _from_plugin(model, weights)
+    if weights is None:
+        assert model.file is not None
+        return load_file(model.base, model.file)
+    return _with_weights(model, weights)
+
+
+def identity(model: NamedModel) -> str:
+    """Return the SHA-256 of a model's file; for a plug-in's model, its plug-in and name."""
+    if model.file is None:
+        return f"{model.plugin}:{model.base}"
+    if not model.file.is_file():
+        raise no_weights(model.base)
+    return sha256_of(model.file)
+
+
+def no_weights(name: str) -> TiaftError:
+    """The error for a name that no file stands behind."""
+    promise = PROMISES.get(name)
+    remedy = f"{promise.remedy}, or " if promise else ""
+    return TiaftError(
+        f"{name} has no weights in {model_folder()}: {remedy}add a model file with "
+        f"`tiaft models add {name} SOURCE`"
+    )
+
+
+def known(name: str) -> NamedModel:
+    """Return what a name stands for. Raises TiaftError for an unknown one."""
+    model = find(name)
+    if model is None:
+        raise TiaftError(f"no model {name!r}: `tiaft models list` shows those there are")
+    return model
+
+
+def _in_promised_order(net: "Network", name: str) -> None:
+    from tiaft_plugin.network import reorder_classes
+
+    if PROMISES[name].classes:
+        reorder_classes(net, PROMISES[name].classes)
+
+
+def _with_weights(model: NamedModel, weights: Path) -> "Network":
+    from tiaft_plugin.network import load_model
+
+    if not weights.is_file():
+        raise TiaftError(f"weights={weights}: no such file")
+    if weights.suffix != ".safetensors" or not _has_card(weights):
+        return _with_bare_weights(model, weights)
+    net = load_model(weights)
+    try:
+        if model.base in PROMISES:
+            PROMISES[model.base].check(net.card)
+            _in_promised_order(net, model.base)
+        elif (
+            net.card.classes != model.classes
+            or net.card.tile_size != model.tile_size
+            or not same_scale(net.card.mpp, model.mpp)
+        ):
+            raise TiaftError(
+                f"other classes, tile size or µm/px than {model.base}: give it a name of its own"
+            )
+    except TiaftError as error:
+        raise TiaftError(f"weights={weights}: {error}") from error
+    return net
+
+
+def _with_bare_weights(model: NamedModel, weights: Path) -> "Network":
+    """Load weights that have no card into the network that the name has or promises."""
+    from tiaft_plugin.network import Card, Network
+    from tiaft_plugin.network.file import check_fit
+    from tiaft_plugin.network.weights import read_tensors
+
+    if model.file is not None and model.file.is_file():
+        card = read_card(model.file)
+    else:
+        promise = PROMISES[model.base]
+        hidden = (promise.feature_width,) if promise.classes else ()
+        card = Card(promise.backbones[0], promise.tile_size, promise.mpp, promise.classes, hidden)
+    net = Network(card)
+    tensors = read_tensors(weights)
+    check_fit(net, tensors, weights)
+    net.load_state_dict(tensors)
+    return net.eval()
+
+
+def _has_card(path: Path) -> bool:
+    from safetensors import safe_open
+
+    from tiaft_plugin.network.card import METADATA_KEY
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except Exception:  # not a safetensors file at all: read_card says so properly
+        return True
+
+
+def _from_plugin(model: NamedModel, weights: Path | None) -> "nn.Module":
+    from tiaft_plugin.testing import check_model
+
+    assert model.load is not None
+    net: Any = model.load().eval()
+    if weights is not None:
+        from tiaft_plugin.network.weights import read_tensors
+
+        try:
+            net.load_state_dict(read_tensors(weights))
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise TiaftError(f"weights={weights} do not fit {model.base}: {first}") from error
+    try:
+        check_model(net, tile_size=model.tile_size, classes=model.classes)
+    except TiaftError as error:
+        raise TiaftError(f"plug-in {model.plugin}, model {model.base}: {error}") from error
+    return net

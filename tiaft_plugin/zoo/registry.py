@@ -1,0 +1,193 @@
+"""The one place that touches TIAToolbox: its engines learn our names, without a fork.
+
+TIAToolbox builds a named model from three things: its table of names, a class found under
+``tiatoolbox.models.architecture``, and weights that it fetches and unpickles itself. Each has a
+door: the table becomes a dict that looks names up lazily; an import finder serves a module there
+that re-exports our classes; and the two functions that fetch and load weights are wrapped, for
+our names only, as soon as TIAToolbox's modules are imported. Nothing heavy is imported here.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import spec_from_loader
+from types import ModuleType
+from typing import Any
+
+SERVED = "tiatoolbox.models.architecture.tiaft"
+
+
+def install() -> None:
+    """Give TIAToolbox our names. Calling it again changes nothing."""
+    from tiatoolbox import rcParam
+
+    from tiaft_plugin.zoo.promises import ALIASES, PROMISES
+
+    if isinstance(rcParam["pretrained_model_info"], NameTable):
+        return
+    table = NameTable(rcParam["pretrained_model_info"])
+    rcParam["pretrained_model_info"] = table
+    table.listed = (*PROMISES, *ALIASES)
+    sys.meta_path.insert(0, Finder())
+    for name, change in AFTER_IMPORT.items():
+        if name in sys.modules:
+            change(sys.modules[name])
+
+
+class NameTable(dict):
+    """TIAToolbox's table of models; names that it lacks are looked up with tiaft when asked for.
+
+    A plug-in's or the user's names cost nothing until then. Iterating gives TIAToolbox's and
+    tiaft's own.
+    """
+
+    listed: tuple[str, ...] = ()
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and _entry(name) is not None)
+
+    def __missing__(self, name: str) -> dict:
+        entry = _entry(name)
+        if entry is None:
+            raise KeyError(name)
+        return entry
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a model's entry, or `default`."""
+        return self[name] if name in self else default  # noqa: SIM401 - that is this method
+
+    def __iter__(self):
+        yield from super().__iter__()
+        yield from self.listed
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self.listed)
+
+    def keys(self):  # type: ignore[override]
+        """All names of TIAToolbox and tiaft."""
+        return list(self)
+
+    def items(self):  # type: ignore[override]
+        """All names with their entries."""
+        return [(name, self[name]) for name in self]
+
+    def values(self):  # type: ignore[override]
+        """All entries."""
+        return [self[name] for name in self]
+
+
+def _entry(name: str) -> dict | None:
+    """Return a name's entry in the form of TIAToolbox's ``pretrained_model.yaml``."""
+    from tiaft_plugin.zoo.names import find
+
+    model = find(name)
+    if model is None:
+        return None
+    kind = "TileClassifier" if model.view == "classes" else "TileFeatures"
+    side = [model.tile_size, model.tile_size]
+    return {
+        "architecture": {"class": f"tiaft.{kind}", "kwargs": {"name": name}},
+        "ioconfig": {
+            "class": "io_config.IOPatchPredictorConfig",
+            "kwargs": {
+                "patch_input_shape": side,
+                "stride_shape": side,
+                "input_resolutions": [{"resolution": model.mpp, "units": "mpp"}],
+            },
+        },
+    }
+
+
+class Finder(MetaPathFinder):
+    """Serves our module inside TIAToolbox, and changes TIAToolbox's own as they are imported."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return the spec of a module that is ours or to be changed, else None."""
+        if fullname == SERVED:
+            return spec_from_loader(fullname, _Served())
+        if fullname not in AFTER_IMPORT:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.loader is not None:
+            _run_after(spec.loader, AFTER_IMPORT[fullname])
+        return spec
+
+
+class _Served(Loader):
+    """Fills the served module with re-exports: the classes' home is tiaft_plugin.zoo.models."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        from tiaft_plugin.zoo import models
+
+        vars(module).update(TileClassifier=models.TileClassifier, TileFeatures=models.TileFeatures)
+
+
+def _run_after(loader: Any, change: Callable[[ModuleType], None]) -> None:
+    original = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        original(module)
+        change(module)
+
+    loader.exec_module = exec_module
+
+
+def _wrap_weights(architecture: ModuleType) -> None:
+    """Let ``fetch_pretrained_weights`` and ``load_torch_model`` know our names and classes."""
+    from tiatoolbox import rcParam
+
+    fetch, load = architecture.fetch_pretrained_weights, architecture.load_torch_model
+    architecture.PRETRAINED_INFO = rcParam["pretrained_model_info"]
+
+    @wraps(fetch)
+    def fetch_pretrained_weights(model_name: str, *args: Any, **kwargs: Any) -> str:
+        if dict.__contains__(architecture.PRETRAINED_INFO, model_name):
+            return fetch(model_name, *args, **kwargs)
+        from tiaft_plugin.zoo.load import no_weights
+        from tiaft_plugin.zoo.names import find
+
+        model = find(model_name)
+        if model is None:
+            return fetch(model_name, *args, **kwargs)  # its error, for a name nobody knows
+        if model.file is None:
+            return ""  # a plug-in brings its own weights
+        if not model.file.is_file():
+            raise no_weights(model.base)
+        return str(model.file)
+
+    @wraps(load)
+    def load_torch_model(model: Any, weights: Any) -> Any:
+        from tiaft_plugin.zoo.models import TileModel
+
+        if not isinstance(model, TileModel):
+            return load(model, weights)
+        own = str(weights) == str(model.named.file or "")
+        return model.load(None if own else weights)
+
+    architecture.fetch_pretrained_weights = fetch_pretrained_weights
+    architecture.load_torch_model = load_torch_model
+
+
+def _wrap_patch_predictor(module: ModuleType) -> None:
+    """Let a PatchPredictor refuse a feature model when it is made, not after hours of work."""
+    original = module.PatchPredictor.__init__
+
+    @wraps(original)
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        from tiatoolbox.models.engine.deep_feature_extractor import DeepFeatureExtractor
+
+        model = getattr(self.model, "module", self.model)
+        refuse = getattr(model, "refuse_as_classifier", None)
+        if refuse is not None and not isinstance(self, DeepFeatureExtractor):
+            refuse()
+
+    module.PatchPredictor.__init__ = make
+
+
+AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
+    "tiatoolbox.models.architecture": _wrap_weights,
+    "tiatoolbox.models.engine.patch_predictor": _wrap_patch_predictor,
+}

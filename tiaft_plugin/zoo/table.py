@@ -1,0 +1,97 @@
+"""What there is to say of models: the list, one model's card, and whether it is sound."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.files import sha256_of
+from tiaft_plugin.network.card import Card, read_card
+from tiaft_plugin.plugins import collect
+from tiaft_plugin.zoo import folder
+from tiaft_plugin.zoo.load import known, load_named
+from tiaft_plugin.zoo.names import NamedModel, find, of_file
+from tiaft_plugin.zoo.promises import ALIASES, FEATURES, PROMISES
+
+
+def model_rows() -> list[tuple[str, str, str, str]]:
+    """Return (name, what it gives, its tiles, where it comes from) of each model by name."""
+    names = dict.fromkeys([*PROMISES, *folder.names(), *collect("register_models")])
+    rows = []
+    for name in names:
+        try:
+            model = find(name)
+        except TiaftError as error:
+            rows.append((name, "damaged", "", str(error)))
+            continue
+        if model is None:
+            continue
+        tiles = f"{model.tile_size} px at {model.mpp:g} µm/px"
+        gives = f"{len(model.classes)} classes" if model.classes else "features"
+        rows.append((name, gives, tiles, _origin(model)))
+        if model.classes:
+            aliases = [a for a, target in ALIASES.items() if target == name + FEATURES]
+            view = aliases[0] if aliases else name + FEATURES
+            rows.append((view, "features", tiles, f"= {name}"))
+    return rows
+
+
+def describe_model(name: str) -> str:
+    """Return a model's card and origin as text. Raises TiaftError."""
+    model = _named_or_file(name)
+    if model.file is None:
+        return f"{model.base}: registered by plug-in {model.plugin}"
+    card = read_card(model.file)
+    lines = {
+        "file": str(model.file),
+        "sha256": sha256_of(model.file),
+        **json.loads(card.to_json()),
+    }
+    note = folder.note_of(model.base) if model.file == folder.file_of(model.base) else None
+    if note is not None:
+        lines |= {"added": note.added, "added from": note.source}
+    width = max(len(key) for key in lines)
+    return "\n".join(
+        f"{key:<{width}}  {_text(value)}"
+        for key, value in lines.items()
+        if value not in ("", {}, [])
+    )
+
+
+def verify_model(name: str) -> str:
+    """Check a model's hash, card, weights and behaviour. Raises TiaftError with what is wrong."""
+    from tiaft_plugin.testing import check_model
+
+    model = _named_or_file(name)
+    net = load_named(model)
+    said = ""
+    if model.file is not None:
+        found = sha256_of(model.file)
+        note = folder.note_of(model.base) if model.file == folder.file_of(model.base) else None
+        if note is not None and note.sha256 != found:
+            raise TiaftError(
+                f"{model.file} is not the file that was added: its SHA-256 is {found}, "
+                f"{note.sha256} was noted"
+            )
+        said = f", SHA-256 {found}" + ("" if note else " (none was noted when it was put there)")
+    check_model(net, tile_size=model.tile_size, classes=model.classes)
+    return f"{name}: sound{said}"
+
+
+def _named_or_file(name: str) -> NamedModel:
+    if Path(name).suffix == ".safetensors":
+        return of_file(Path(name), "features")
+    return known(name)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _origin(model: NamedModel) -> str:
+    if model.file is None:
+        return f"plug-in {model.plugin}"
+    if not model.file.is_file():
+        return "no weights yet"
+    card: Card = read_card(model.file)
+    return f"{card.backbone}; {card.source or model.file.name}"
