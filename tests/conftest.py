@@ -1,9 +1,13 @@
 """What every room's tests share."""
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +61,23 @@ def write_slide(path: Path, pixels: np.ndarray, mpp: float | None = 1.0) -> Path
         path, pixels, tile=(128, 128), photometric="rgb", metadata={"axes": "YXS", **size, **units}
     )
     return path
+
+
+def tiaft(*arguments: object) -> SimpleNamespace:
+    """Run the command line in this process; return its returncode, stdout and stderr."""
+    from tiaft_plugin.cli import main
+
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        root.handlers[:], root.level = handlers, level
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import zarr
-from conftest import write_slide
+from conftest import tiaft, write_slide
 from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
 
 from tiaft_plugin import FeatureExtractor, TiaftError
@@ -25,14 +25,6 @@ from tiaft_plugin.errors import SlidesFailed
 from tiaft_plugin.zoo import folder
 
 
-def tiaft(*arguments, **env):
-    """Run the command line as a person does."""
-    command = [sys.executable, "-c", "from tiaft_plugin.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, **env}
-    )
-
-
 def extract(model, jobs, out, kind="features", overwrite=False, sinks=(), **options):
     engine = make_engine(kind, str(model), **options)
     engine.verbose = False
@@ -43,7 +35,9 @@ def extract(model, jobs, out, kind="features", overwrite=False, sinks=(), **opti
 
 
 @pytest.mark.parametrize("stride", [32, 20])
-def test_features_and_coordinates_are_those_of_the_stock_engine(tiny_model, slide, tmp_path, stride):
+def test_features_and_coordinates_are_those_of_the_stock_engine(
+    tiny_model, slide, tmp_path, stride
+):
     folder.add_model("tiny", tiny_model)
     run = {"patch_mode": False, "stride_shape": (stride, stride), "batch_size": 7}
     stock = DeepFeatureExtractor("tiny-features", verbose=False)
@@ -52,7 +46,7 @@ def test_features_and_coordinates_are_those_of_the_stock_engine(tiny_model, slid
     ours = read_store(ours.run([slide], save_dir=tmp_path / "ours", **run)[slide], verify=True)
     np.testing.assert_array_equal(ours.coordinates[:], stock["coordinates"][:])
     np.testing.assert_allclose(ours.values[:], stock["features"][:], rtol=1e-4, atol=1e-5)
-    assert 0 < len(ours) and (np.asarray(ours.tissue[:]) > 0).all()
+    assert len(ours) > 0 and (np.asarray(ours.tissue[:]) > 0).all()
 
 
 def test_a_stock_model_that_loses_rows_in_the_stock_engine(slide, tmp_path):
@@ -190,7 +184,7 @@ def test_slides_of_one_name_never_share_a_store(tiny_model, slide, tmp_path):
 @pytest.mark.slow
 def test_kill_9_then_the_same_command_ends_bit_identical(tiny_model, slide, tmp_path):
     def command(out):
-        options = ["--model", tiny_model, "--out", out, "--stride", 4, "--batch-size", 16]
+        options = ["--model", tiny_model, "--out", out, "--stride", 8, "--batch-size", 16]
         return ["extract", slide, *options]
 
     start = [sys.executable, "-c", "from tiaft_plugin.cli import main; main()"]
@@ -198,7 +192,7 @@ def test_kill_9_then_the_same_command_ends_bit_identical(tiny_model, slide, tmp_
     path = tmp_path / "killed" / "colon.ome.zarr"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and list(path.glob("features/c/[2-9]/0")):
+        if path.exists() and list(path.glob("features/c/[1-9]/0")):
             break
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -248,7 +242,14 @@ def test_masks(tiny_model, slide, tmp_path):
     drawn.write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
     for mask in ("colon.ome.png", "drawn.geojson"):
         done = tiaft(
-            "extract", slide, "--model", tiny_model, "--out", tmp_path / mask[:5], "--masks", tmp_path / mask
+            "extract",
+            slide,
+            "--model",
+            tiny_model,
+            "--out",
+            tmp_path / mask[:5],
+            "--masks",
+            tmp_path / mask,
         )
         assert done.returncode == 0, done.stderr
         found = read_store(tmp_path / mask[:5] / "colon.ome.zarr")
@@ -294,7 +295,13 @@ def test_predict_writes_its_sinks(tiny_model, slide, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = sorted(p.name for p in (tmp_path / "o").iterdir())
-    assert names == ["colon.ome.db", "colon.ome.geojson", "colon.ome.png", "colon.ome.zarr", "summary.csv"]
+    assert names == [
+        "colon.ome.db",
+        "colon.ome.geojson",
+        "colon.ome.png",
+        "colon.ome.zarr",
+        "summary.csv",
+    ]
     found = json.loads((tmp_path / "o" / "colon.ome.geojson").read_text())
     assert len(found["features"]) == len(read_store(tmp_path / "o" / "colon.ome.zarr"))
     assert "colon.ome.tiff" in done.stdout and "INFO" not in done.stdout
@@ -331,7 +338,11 @@ def test_a_measurement_of_a_plugin_reaches_the_sinks(tiny_model, slide, tmp_path
         (["extract", "--model", "m", "--out", "o"], 2, "Missing argument"),
         (["predict", "s.svs", "--model", "m", "--out", "o", "--to", "x"], 2, "no sink x"),
         (["extract", "s.svs", "--model", "m", "--out", "o", "--mpp", "0"], 2, "0.0 is not in"),
-        (["extract", "s.svs", "--model", "m", "--out", "o", "--mask-class", "T"], 2, "needs --masks"),
+        (
+            ["extract", "s.svs", "--model", "m", "--out", "o", "--mask-class", "T"],
+            2,
+            "needs --masks",
+        ),
     ],
 )
 def test_wrong_usage(arguments, code, text, tmp_path):
@@ -400,5 +411,7 @@ def test_real_slides(data, tiny_model, tmp_path):
     results = extract(tiny_model, jobs, tmp_path / "o", resolution=4.0)
     assert [r.status for r in results] == ["failed", "failed", "done"]
     assert "pass it with --mpp" in results[1].reason
-    [again] = extract(tiny_model, [SlideJob(jobs[1].slide, mpp=0.25)], tmp_path / "o", resolution=4.0)
+    [again] = extract(
+        tiny_model, [SlideJob(jobs[1].slide, mpp=0.25)], tmp_path / "o", resolution=4.0
+    )
     assert again.status == "done" and read_store(again.store).scale.tolist() == [16, 16]

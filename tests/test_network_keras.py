@@ -18,7 +18,7 @@ from torch import nn
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.network import load_model, save_model
 from tiaft_plugin.network.backbone import create_backbone
-from tiaft_plugin.network.keras import _role, read_keras
+from tiaft_plugin.network.keras import _check_config, _role, read_keras
 
 CLASSES = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
 
@@ -508,3 +508,43 @@ def test_hdf5_that_points_elsewhere_or_promises_too_much_is_refused(tmp_path, ch
 )  # fmt: skip
 def test_names_of_every_keras_lead_to_the_place_in_the_layer(leaf, role):
     assert _role(leaf) == role
+
+
+def dense(activation):
+    return ("Dense", {"name": "d", "activation": activation})
+
+
+BASE = [("BatchNormalization", {"epsilon": 1e-3}), ("GlobalAveragePooling2D", {})]
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([*BASE, dense("relu"), dense("softmax")], None),
+        ([*BASE, dense("linear"), ("ReLU", {}), ("Dropout", {}), dense("linear")], None),
+        ([*BASE, dense({"config": "relu"}), dense("linear"), ("Softmax", {})], None),
+        ([("Rescaling", {"scale": 1 / 127.5, "offset": -1}), *BASE], None),
+        ([("Rescaling", {"scale": 1 / 255, "offset": 0}), *BASE], "Rescaling layer does not scale"),
+        ([("GlobalMaxPooling2D", {})], "its pooling is GlobalMaxPooling2D"),
+        ([("BatchNormalization", {"epsilon": 1e-5})], "epsilon is 1e-05, not Xception's"),
+        ([dense("linear"), dense("softmax")], "followed by no activation, not by ReLU"),
+        (
+            [dense("linear"), ("ReLU", {"max_value": 6}), dense("softmax")],
+            "by a bounded or leaky ReLU, not",
+        ),
+        ([dense("relu"), ("Lambda", {}), dense("softmax")], "relu and Lambda, not by ReLU"),
+        ([dense("relu"), dense("sigmoid")], "followed by sigmoid, not by softmax"),
+    ],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_configurations_that_compute_something_else_are_refused(layers, text, nested):
+    listed = [{"class_name": kind, "config": values} for kind, values in layers]
+    if nested:
+        listed = [{"class_name": "Functional", "config": {"layers": listed}}]
+    config = {"class_name": "Sequential", "config": {"layers": listed}}
+    count = sum(kind == "Dense" for kind, _ in layers)
+    if text is None:
+        _check_config(config, count)
+    else:
+        with pytest.raises(TiaftError, match=text):
+            _check_config(config, count)

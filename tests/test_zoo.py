@@ -52,7 +52,8 @@ def features(name, images, batch_size=4, **engine):
 
 
 def test_import_loads_no_torch_and_looks_at_no_plugin():
-    code = "import tiaft_plugin, sys; print([m for m in ('torch', 'timm', 'zarr') if m in sys.modules])"
+    heavy = "('torch', 'timm', 'zarr', 'numpy')"
+    code = f"import tiaft_plugin, sys; print([m for m in {heavy} if m in sys.modules])"
     assert run_python(code).stdout.strip() == "[]"
 
 
@@ -198,7 +199,8 @@ def test_spawned_workers(tiny_model, slide, tmp_path):
         "if __name__ == '__main__':\n"
         "    torch.multiprocessing.set_start_method('spawn')\n"
         "    engine = DeepFeatureExtractor('tiny-features', num_workers=1, verbose=False)\n"
-        f"    out = engine.run([{str(slide)!r}], patch_mode=False, save_dir={str(tmp_path / 'o')!r})\n"
+        f"    save_dir = {str(tmp_path / 'o')!r}\n"
+        f"    out = engine.run([{str(slide)!r}], patch_mode=False, save_dir=save_dir)\n"
         "    print('shape', zarr.open(list(out.values())[0])['features'].shape)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
@@ -348,7 +350,9 @@ def test_https_needs_and_checks_the_hash(tiny_model, tmp_path, monkeypatch):
         with pytest.raises(TiaftError, match="has SHA-256 .*, not 00.*it is not used"):
             folder.add_model("web", address, sha256="00" * 32)
         digest = hashlib.sha256(tiny_model.read_bytes()).hexdigest()
-        assert folder.add_model("web", address, sha256=digest).read_bytes() == tiny_model.read_bytes()
+        assert (
+            folder.add_model("web", address, sha256=digest).read_bytes() == tiny_model.read_bytes()
+        )
         assert json.loads(folder._note_file("web").read_text())["source"] == address
         with pytest.raises(TiaftError, match="cannot be had: .*404"):
             folder.add_model("web2", address + "x", sha256=digest)

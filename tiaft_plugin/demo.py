@@ -97,12 +97,13 @@ def write_slide(path: Path, pixels: np.ndarray) -> Path:
 
 
 def cut_tiles(pixels: np.ndarray, folder: Path) -> dict[str, int]:
-    """Cut a picture (H, W, 3) into tiles, a folder per class; return how many there are of each."""
+    """Cut a picture (H, W, 3) into a tile set with a manifest; return each class's tiles."""
     from PIL import Image
     from skimage.color import rgb2hed
 
     brown = rgb2hed(pixels)[..., 2]
     counts: dict[str, int] = {}
+    manifest = ["file,label,group,mpp"]
     for y in range(0, pixels.shape[0] - TILE + 1, TILE // 2):
         for x in range(0, pixels.shape[1] - TILE + 1, TILE // 2):
             place = np.s_[y : y + TILE, x : x + TILE]
@@ -112,7 +113,9 @@ def cut_tiles(pixels: np.ndarray, folder: Path) -> dict[str, int]:
             path = folder / label / f"x{x:03d}_y{y:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels[place]).save(path)
+            manifest.append(f"{label}/{path.name},{label},{folder.name},{MPP}")
             counts[label] = counts.get(label, 0) + 1
+    (folder / "manifest.csv").write_text("\n".join(manifest) + "\n")
     return dict(sorted(counts.items()))
 
 
@@ -139,7 +142,6 @@ def _finetune(out: Path):
             read_tileset(out / "tiles" / "test"),
             backbone="resnet10t",
             init="random",
-            mpp=MPP,
             # The paper's rates suit ImageNet weights and 100,000 tiles; here are neither.
             epochs=(5, 10),
             lrs=(1e-3, 1e-3),

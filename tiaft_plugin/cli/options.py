@@ -33,7 +33,7 @@ class KeyValue(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, Any]:
         """Return (key, value), or fail with a usage error."""
         if isinstance(value, tuple):
-            return value  # type: ignore[return-value]
+            return value
         key, equals, text = value.partition("=")
         if not key or not equals:
             self.fail(f"{value!r} is not KEY=VALUE", param, ctx)

@@ -127,7 +127,7 @@ class StoreEngine(PatchPredictor):
         try:
             loader = self.get_dataloader(
                 images=reader,
-                masks=job.mask,  # type: ignore[arg-type]  # TIAToolbox takes arrays, too
+                masks=job.mask,  # an array will do, too
                 patch_mode=False,
                 ioconfig=self._ioconfig,
                 auto_get_mask=own_mask,
@@ -186,7 +186,10 @@ class StoreEngine(PatchPredictor):
         read_size = reader.slide_dimensions(resolution, units)
         size = reader.info.slide_dimensions
         if units == "mpp":
-            scale = [float(value) / own for value, own in zip(np.broadcast_to(resolution, 2), mpp, strict=True)]
+            scale = [
+                float(value) / own
+                for value, own in zip(np.broadcast_to(resolution, 2), mpp, strict=True)
+            ]
         else:
             scale = [float(full) / float(read) for full, read in zip(size, read_size, strict=True)]
         settings = {
@@ -224,10 +227,14 @@ class StoreEngine(PatchPredictor):
         )
 
     def _model_facts(self) -> dict[str, str]:
-        model = getattr(self.model, "module", self.model)
+        model = self._bare_model()
         if isinstance(model, TileModel):
             return {"name": model.named.name, "sha256": model.sha256}
         return {"name": type(model).__name__, "sha256": _sha256_of_weights(model)}
+
+    def _bare_model(self) -> Any:
+        """The model itself, where TIAToolbox has wrapped it for several GPUs."""
+        return getattr(self.model, "module", self.model)
 
     def _class_names(self) -> list[str]:
         return []
@@ -291,7 +298,7 @@ class TilePredictor(StoreEngine):
     kind = "predictions"
 
     def _class_names(self) -> list[str]:
-        class_dict = getattr(self.model, "module", self.model).class_dict
+        class_dict = self._bare_model().class_dict
         if not class_dict:
             raise TiaftError("the model names no classes: predictions need class names")
         return [str(class_dict[number]) for number in sorted(class_dict)]
@@ -335,7 +342,7 @@ def _is_of(path: Path, fingerprint: str) -> bool:
     if not path.exists():
         return True
     try:
-        found = dict(store.open_any(path).attrs)["tiaft"]
+        found = store.facts_of(store.open_any(path))
     except TiaftError:
         return True  # open_for_writing then says what is in the way
     return found["slide"]["fingerprint"] == fingerprint

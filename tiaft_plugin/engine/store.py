@@ -24,6 +24,7 @@ SCHEMA = "tiaft-tiles"
 VERSION = 1
 CHUNK_ROWS = 512
 ARRAYS = {"features": "features", "predictions": "probabilities"}
+Group = Any  # zarr.Group, whose items zarr types as unions of all they could be
 _NOT_WRITTEN = -1
 _GRID = ("tile_size", "stride", "resolution", "units")  # a mask picks tiles, it does not move them
 _TILE_NAMESPACE = UUID("6f1d1c1e-6a0e-5d0c-9a39-2f7f3c1b7d52")  # arbitrary, and never to change
@@ -84,7 +85,7 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
     """
     path = Path(path)
     group = open_any(path)
-    facts = dict(group.attrs)["tiaft"]
+    facts = facts_of(group)
     missing = count_missing(group)
     if missing:
         total = group["chunk_crc32"].shape[0]
@@ -108,29 +109,29 @@ def open_for_writing(
     *,
     width: int,
     overwrite: bool = False,
-) -> zarr.Group:
+) -> Group:
     """Create a store with nothing written yet, or open the one that the same settings began.
 
     `facts` are `describe`'s. A store of other settings is only replaced with `overwrite`; anything
     else at `path` never is. Raises TiaftError.
     """
     if path.exists():
-        found = dict(open_any(path).attrs)["tiaft"]
+        found = facts_of(open_any(path))
         if found["settings_sha256"] == facts["settings_sha256"]:
             return zarr.open_group(path, mode="r+")
         if not overwrite:
             raise TiaftError(
-                f"{path} was made with other settings ({_difference(found, facts)}): choose another "
-                "folder, or pass --overwrite"
+                f"{path} was made with other settings ({_difference(found, facts)}): choose "
+                "another folder, or pass --overwrite"
             )
     with write_folder_atomically(path) as temporary:
         _create(temporary, facts, coordinates, tissue, width)
     return zarr.open_group(path, mode="r+")
 
 
-def write_chunk(group: zarr.Group, number: int, values: np.ndarray) -> None:
+def write_chunk(group: Group, number: int, values: np.ndarray) -> None:
     """Write chunk `number`, and only then mark it as written."""
-    facts = dict(group.attrs)["tiaft"]
+    facts = facts_of(group)
     rows = chunk_slice(number, facts["chunk_rows"])
     values = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(values).all():
@@ -139,9 +140,9 @@ def write_chunk(group: zarr.Group, number: int, values: np.ndarray) -> None:
     group["chunk_crc32"][number] = zlib.crc32(values.tobytes())
 
 
-def is_written(group: zarr.Group, number: int) -> bool:
+def is_written(group: Group, number: int) -> bool:
     """Whether chunk `number` is marked as written and still is what was written."""
-    facts = dict(group.attrs)["tiaft"]
+    facts = facts_of(group)
     crc = int(group["chunk_crc32"][number])
     if crc == _NOT_WRITTEN:
         return False
@@ -149,7 +150,12 @@ def is_written(group: zarr.Group, number: int) -> bool:
     return zlib.crc32(np.ascontiguousarray(values).tobytes()) == crc
 
 
-def count_missing(group: zarr.Group) -> int:
+def facts_of(group: Group) -> dict[str, Any]:
+    """Return a store's attributes."""
+    return dict(group.attrs)["tiaft"]
+
+
+def count_missing(group: Group) -> int:
     """Return how many chunks are not written yet."""
     return int((np.asarray(group["chunk_crc32"][:]) == _NOT_WRITTEN).sum())
 
@@ -206,11 +212,11 @@ def _create(
     group.attrs["tiaft"] = facts
 
 
-def open_any(path: Path) -> zarr.Group:
+def open_any(path: Path) -> Group:
     """Open a store for reading, complete or not. Raises TiaftError for whatever is no store."""
     try:
         group = zarr.open_group(path, mode="r")
-        facts = dict(group.attrs)["tiaft"]
+        facts = facts_of(group)
         schema, version = facts["schema"], facts["version"]
     except Exception as error:  # zarr raises its own, KeyError, ValueError and OSError
         raise TiaftError(
@@ -223,7 +229,7 @@ def open_any(path: Path) -> zarr.Group:
             f"{path} has version {version} of the store, this tiaft_plugin reads up to {VERSION}: "
             "upgrade tiaft_plugin"
         )
-    arrays = ("coordinates", "tissue", "chunk_crc32", ARRAYS.get(facts.get("kind"), "?"))
+    arrays = ("coordinates", "tissue", "chunk_crc32", ARRAYS.get(str(facts.get("kind")), "?"))
     lacking = [name for name in arrays if name not in group]
     if lacking:
         raise TiaftError(f"{path} is damaged: {', '.join(lacking)} missing")

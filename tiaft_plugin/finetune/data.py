@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,15 +119,24 @@ class Batches:
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else each loader would draw from the global one
         )
+        self._iterator: Any = None
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self.loader:
+        self._iterator = iter(self.loader)
+        for batch in self._iterator:
             if isinstance(batch, TiaftError):
                 raise batch
             yield batch
+
+    def close(self) -> None:
+        """End the workers, and with them the use of these batches.
+
+        Left to the garbage collector, each worker may keep the process waiting for seconds.
+        """
+        getattr(self._iterator, "_shutdown_workers", lambda: None)()
 
 
 def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor] | TiaftError:

@@ -76,6 +76,8 @@ def run_stage(
             if trainer.interrupted:  # Lightning before 2.5 only notes it
                 raise KeyboardInterrupt
         finally:
+            for batches in filter(None, (train, val)):
+                batches.close()
             net.cpu().eval().requires_grad_(True)
     optimizer = type(trainer.optimizers[0]).__name__ if trainer.optimizers else ""
     held_out = module.held_out.evaluation() if module.held_out else None

@@ -6,6 +6,7 @@ steps would show Part B 2,560 of the 100,000 tiles.
 
 import copy
 import warnings as python_warnings
+from contextlib import closing
 
 import torch
 from tqdm import tqdm
@@ -113,7 +114,8 @@ def _batches(
             pin_memory=pin,
         )
     once = Batches(tiles, job.batch_size, workers=job.workers, pin_memory=pin)
-    pooled = Pooled(compute_pooled(net, once, device), tiles.targets)
+    with closing(once):
+        pooled = Pooled(compute_pooled(net, once, device), tiles.targets)
     return Batches(pooled, job.batch_size, shuffle_seed=shuffle_seed)
 
 

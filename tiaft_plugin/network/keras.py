@@ -33,6 +33,8 @@ POOLED_WIDTH = 2048
 MAX_ARRAY = 2**26  # numbers in one array: the largest real one is 2048 × 2048
 MAX_DENSE = 5
 NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}  # state of training only
+# What stands between dense layers and does nothing outside training.
+INACTIVE = {"AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise", "InputLayer"}
 DENSE, CONV, SEPCONV, BATCHNORM = "dense", "convolution", "separable convolution", "BatchNorm"
 
 # Where each array stands in Keras' own order within its layer; Keras 1's names among them, whose
@@ -436,11 +438,10 @@ def _activation(kind: str, values: dict) -> str:
         if isinstance(activation, dict):  # serialised as an object
             activation = activation.get("config")
         return str(activation)
-    if kind == "ReLU" and not any(
-        values.get(key) for key in ("max_value", "negative_slope", "threshold")
-    ):
-        return "relu"
-    if kind in ("Dropout", "InputLayer"):
+    if kind == "ReLU":
+        changed = any(values.get(key) for key in ("max_value", "negative_slope", "threshold"))
+        return "a bounded or leaky ReLU" if changed else "relu"
+    if kind in INACTIVE:
         return "linear"
     return "softmax" if kind == "Softmax" else kind
 

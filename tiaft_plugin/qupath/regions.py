@@ -14,6 +14,7 @@ from shapely import MultiPolygon, Polygon
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.qupath.names import path_class
 
+_HAIR = 0.02  # mask pixels
 FAR = 2.0**31  # no slide has a pixel beyond this
 GEOMETRIES = {
     "Point", "MultiPoint", "LineString", "MultiLineString",
@@ -100,7 +101,10 @@ def regions_to_mask(
     canvas = np.zeros(mask_size[::-1], dtype=np.uint8)
     scale = np.divide(mask_size, slide_size)
     for region in regions:
-        for polygon in _polygons(_on_slide(region.geometry, slide_size)):
+        shape = _on_slide(region.geometry, slide_size)
+        # A border that runs exactly between two mask pixels must not take in the outer one.
+        inner = shape.buffer(-_HAIR / scale.max(), join_style="mitre")
+        for polygon in _polygons(inner if not inner.is_empty else shape):
             _draw(canvas, polygon, scale)
     if not canvas.any():
         raise TiaftError(

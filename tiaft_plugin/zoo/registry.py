@@ -65,15 +65,15 @@ class NameTable(dict):
     def __len__(self) -> int:
         return super().__len__() + len(self.listed)
 
-    def keys(self):  # type: ignore[override]
+    def keys(self):
         """All names of TIAToolbox and tiaft."""
         return list(self)
 
-    def items(self):  # type: ignore[override]
+    def items(self):
         """All names with their entries."""
         return [(name, self[name]) for name in self]
 
-    def values(self):  # type: ignore[override]
+    def values(self):
         """All entries."""
         return [self[name] for name in self]
 
@@ -134,7 +134,7 @@ def _run_after(loader: Any, change: Callable[[ModuleType], None]) -> None:
     loader.exec_module = exec_module
 
 
-def _wrap_weights(architecture: ModuleType) -> None:
+def _wrap_weights(architecture: Any) -> None:
     """Let ``fetch_pretrained_weights`` and ``load_torch_model`` know our names and classes."""
     from tiatoolbox import rcParam
 
@@ -170,7 +170,7 @@ def _wrap_weights(architecture: ModuleType) -> None:
     architecture.load_torch_model = load_torch_model
 
 
-def _wrap_patch_predictor(module: ModuleType) -> None:
+def _wrap_patch_predictor(module: Any) -> None:
     """Let a PatchPredictor refuse a feature model when it is made, not after hours of work."""
     original = module.PatchPredictor.__init__
 
