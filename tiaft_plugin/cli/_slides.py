@@ -71,7 +71,7 @@ _OPTIONS = (
         show_default=True,
         help="Processes that read tiles beside the model.",
     ),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps, …"),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
     click.option(
         "--overwrite", is_flag=True, help="Replace results of these slides that stand in the way."
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="The whole way on a small real slide, offline.")
 @click.option(
     "--out",
     default="demo",

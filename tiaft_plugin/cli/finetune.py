@@ -22,7 +22,7 @@ def _at_least(least: float) -> Callable[..., Any]:
     return check
 
 
-@click.command()
+@click.command(short_help="Fine-tune a network on labelled tiles, in two stages.")
 @click.argument("tiles", type=_PATH)
 @click.option("--out", type=_PATH, required=True, help="Folder for the results.")
 @click.option("--val", type=_PATH, help="Tiles to hold out: measured on, never trained on.")

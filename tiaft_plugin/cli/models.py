@@ -11,7 +11,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
-@click.group()
+@click.group(short_help="List, add, make and check models.")
 def models() -> None:
     """List, add and make models; a model added once has a name in every later script."""
 

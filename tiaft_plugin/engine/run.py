@@ -12,6 +12,7 @@ from tiaft_plugin.engine.slides import first_line
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_atomically
+from tiaft_plugin.network.device import pick_device
 from tiaft_plugin.plugins import Registered, collect
 
 SUMMARY_COLUMNS = ("slide", "status", "tiles", "seconds", "reason")
@@ -27,7 +28,7 @@ def make_engine(
     auto_mask: bool = True,
     batch_size: int = 32,
     workers: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> FeatureExtractor | TilePredictor:
     """Make an engine for ``features`` or ``predictions``, ready to `process` slides.
 
@@ -36,7 +37,10 @@ def make_engine(
     """
     engine_class = {"features": FeatureExtractor, "predictions": TilePredictor}[kind]
     engine = engine_class(
-        _model_argument(model, kind), batch_size=batch_size, num_workers=workers, device=device
+        _model_argument(model, kind),
+        batch_size=batch_size,
+        num_workers=workers,
+        device=str(pick_device(device)),
     )
     if engine.ioconfig is None:
         raise TiaftError(

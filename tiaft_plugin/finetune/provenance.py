@@ -54,6 +54,6 @@ def _describe(tiles: TileSet, hashes: list[str]) -> dict[str, Any]:
         "name": tiles.name,
         "fingerprint": fingerprint(tiles, hashes),
         "tiles": tiles.counts,
-        "groups": tiles.group_names,
+        "groups": len(tiles.group_names),  # their names are patients', and model files travel
     }
     return about | ({"doi": tiles.known.doi, "licence": tiles.known.licence} if tiles.known else {})

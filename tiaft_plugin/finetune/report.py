@@ -11,7 +11,7 @@ from tiaft_plugin.network.card import Card
 
 _LINES = (("train", "#0072b2", "training"), ("val", "#d55e00", "held out"))
 _STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } svg { max-width: 100%; height: auto }
 th, td { padding: .25em .6em; border: 1px solid #ccc; text-align: right }
 th:first-child, td:first-child { text-align: left } .scroll { overflow-x: auto }
@@ -87,7 +87,7 @@ def _trained_on(card: Card, counts: Mapping[str, int]) -> str:
         text += f", resized from {before['from_px']} px at {before['from_mpp']:.4g} µm/px"
     groups = [
         f"<p>{label}: {escape(about['name'])}; slides or patients: "
-        f"{escape(', '.join(about['groups'])) or 'not given'}.<br>"
+        f"{about['groups'] or 'not given'}.<br>"
         f"<small>fingerprint {about['fingerprint']}</small></p>"
         for label, about in (("Trained on", card.data), ("Held out", held_out))
         if about

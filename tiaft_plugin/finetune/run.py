@@ -42,6 +42,7 @@ def finetune(
     refuse_unsuitable(finetuner, known[finetuner].thing, job)
     if register:
         _refuse_taken(register, job.overwrite)
+        _refuse_broken_promise(register, job)
     result = known[finetuner].thing(job)
     if register:
         _register(register, result, job.overwrite)
@@ -67,6 +68,22 @@ def _refuse_taken(name: str, overwrite: bool) -> None:
                 f"there is a model {wanted} already ({path}): choose another name for --register, "
                 "or pass --overwrite"
             )
+
+
+def _refuse_broken_promise(name: str, job: FinetuneJob) -> None:
+    """Raise TiaftError if the model will not be what one of tiaft's own names promises."""
+    from tiaft_plugin.network.card import Card
+    from tiaft_plugin.zoo.folder import check_name
+    from tiaft_plugin.zoo.promises import PROMISES
+
+    promise = PROMISES.get(check_name(name))
+    mpp = job.mpp or job.train.mpp
+    if promise is None or not isinstance(job.train, TileSet) or mpp is None:
+        return
+    size = job.tile_size or job.train.tile_size
+    backbone = job.backbone or promise.backbones[0]
+    mpp = mpp * job.train.tile_size / size
+    promise.check(Card(backbone, size, mpp, job.train.classes, job.hidden))
 
 
 def _register(name: str, result: FinetuneResult, overwrite: bool) -> None:

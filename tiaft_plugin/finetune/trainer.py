@@ -10,22 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from tiaft_plugin.errors import TiaftError
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of a name: ``auto`` is a CUDA GPU if there is one. Raises TiaftError."""
-    if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TiaftError(
-            f"there is no device {name} here ({str(error).splitlines()[0]}): pass --device cpu"
-        ) from error
-    return device
-
 
 def make_trainer(device: torch.device, epochs: int) -> pl.Trainer:
     """Return a trainer that writes no file, prints nothing and takes no part in clusters."""

@@ -17,8 +17,8 @@ from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
 from tiaft_plugin.finetune.outputs import StageResult, write_run
 from tiaft_plugin.finetune.provenance import describe_data, shared_tiles
 from tiaft_plugin.finetune.stage import Stage, run_stage
-from tiaft_plugin.finetune.trainer import pick_device
 from tiaft_plugin.network.create import create_network
+from tiaft_plugin.network.device import pick_device
 from tiaft_plugin.network.net import Network
 from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.tiles.fingerprint import content_hashes

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import sha256_of
-from tiaft_plugin.network.card import Card, read_card
+from tiaft_plugin.network.card import read_card
 from tiaft_plugin.plugins import collect
 from tiaft_plugin.zoo import folder
 from tiaft_plugin.zoo.load import known, load_named
@@ -42,20 +41,12 @@ def describe_model(name: str) -> str:
     if model.file is None:
         return f"{model.base}: registered by plug-in {model.plugin}"
     card = read_card(model.file)
-    lines = {
-        "file": str(model.file),
-        "sha256": sha256_of(model.file),
-        **json.loads(card.to_json()),
-    }
+    lines = [f"file    {model.file}", f"sha256  {sha256_of(model.file)}"]
     note = folder.note_of(model.base) if model.file == folder.file_of(model.base) else None
     if note is not None:
-        lines |= {"added": note.added, "added from": note.source}
-    width = max(len(key) for key in lines)
-    return "\n".join(
-        f"{key:<{width}}  {_text(value)}"
-        for key, value in lines.items()
-        if value not in ("", {}, [])
-    )
+        lines.append(f"added   {note.added}, from {note.source}")
+    lines.append(json.dumps(json.loads(card.to_json()), indent=2, ensure_ascii=False))
+    return "\n".join(lines)
 
 
 def verify_model(name: str) -> str:
@@ -84,14 +75,11 @@ def _named_or_file(name: str) -> NamedModel:
     return known(name)
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
 def _origin(model: NamedModel) -> str:
     if model.file is None:
         return f"plug-in {model.plugin}"
     if not model.file.is_file():
         return "no weights yet"
-    card: Card = read_card(model.file)
-    return f"{card.backbone}; {card.source or model.file.name}"
+    card = read_card(model.file)
+    data = card.data.get("name")
+    return f"{card.backbone}, {f'trained on {data}' if data else card.source}"
