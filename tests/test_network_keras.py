@@ -30,10 +30,8 @@ IN_KERAS = """
 import os, sys
 import numpy as np
 import keras
-import torch
 from keras import layers, ops
 
-torch.set_grad_enabled(False)
 folder = sys.argv[1]
 random = np.random.default_rng(5)
 
@@ -449,6 +447,17 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
     assert content[at : at + 4] == size
     path.write_bytes(content[:at] + (2**31).to_bytes(4, "little") + content[at + 4 :])
     with pytest.raises(TiaftError, match="too big for Xception"):
+        read_keras(path)
+
+
+def test_a_damaged_compressed_archive_is_refused(tmp_path):
+    path = tmp_path / "x.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(range(256)) * 50)
+    content = path.read_bytes()
+    at = content.index(b"model.weights.h5") + len("model.weights.h5")
+    path.write_bytes(content[:at] + b"\xff" * 20 + content[at + 20 :])
+    with pytest.raises(TiaftError, match=r"x\.keras is not a whole Keras HDF5 file \(Error"):
         read_keras(path)
 
 

@@ -57,6 +57,23 @@ def test_import_loads_no_torch_and_looks_at_no_plugin():
     assert run_python(code).stdout.strip() == "[]"
 
 
+def test_a_plugin_is_imported_only_for_a_name_that_nobody_else_has(tiny_model, tmp_path):
+    folder.add_model("tiny", tiny_model)
+    info = tmp_path / "site" / "heavy-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: heavy\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[tiaft]\nheavy = heavy\n")
+    (tmp_path / "site" / "heavy.py").write_text("print('heavy is imported')\n")
+    code = (
+        "import tiaft_plugin; from tiaft_plugin.zoo.names import find\n"
+        "from tiatoolbox import rcParam; table = rcParam['pretrained_model_info']\n"
+        "print([n in table for n in ('ftx2048', 'tiny', 'resnet18-kather100k')], flush=True)\n"
+        "print(find('nobody-has-this'))\n"
+    )
+    said = run_python(code, PYTHONPATH=str(tmp_path / "site")).stdout.splitlines()
+    assert said == ["[True, True, True]", "heavy is imported", "None"]
+
+
 def test_the_three_names(xception, tmp_path):
     folder.add_model("xception-kather100k", xception)
     plain = create_network("legacy_xception", init="random", mpp=0.5)
