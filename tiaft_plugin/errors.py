@@ -1,5 +1,8 @@
 """The errors people see: what is wrong, with which file, and what to do."""
 
+import os
+import traceback
+
 
 class TiaftError(Exception):
     """Something its reader can put right. The message is one line and needs no traceback."""
@@ -7,16 +10,39 @@ class TiaftError(Exception):
     exit_code = 2  # of the command line: nothing was done
 
 
-class SlidesFailed(TiaftError):
+class Stopped(TiaftError):
+    """Something was begun and could not be finished, or an input proved bad when it was tried."""
+
+    exit_code = 1
+
+
+class SlidesFailed(Stopped):
     """Some slides of a run failed; the others are done.
 
     ``results`` maps each finished slide to its store, ``failures`` each failed one to its reason.
     """
-
-    exit_code = 1  # something was done, and something was not
 
     def __init__(self, results: dict, failures: dict):
         self.results, self.failures = results, failures
         listed = "; ".join(f"{slide}: {reason}" for slide, reason in failures.items())
         total = len(results) + len(failures)
         super().__init__(f"{len(failures)} of {total} slides failed: {listed}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception in one line; its type where it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Return why something failed, in one line; other people's exceptions with their type.
+
+    ``TIAFT_DEBUG=1`` prints the traceback, too.
+    """
+    if os.environ.get("TIAFT_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if isinstance(error, TiaftError):
+        return str(error)
+    name, text = type(error).__name__, first_line(error)
+    return text if text == name else f"{name}: {text}"
