@@ -15,14 +15,28 @@ import zarr
 from conftest import tiaft, write_slide
 from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
 
-from tiaft_plugin import FeatureExtractor, TiaftError
+from tiaft_plugin import FeatureExtractor, TiaftError, hookimpl
 from tiaft_plugin.engine import slides
-from tiaft_plugin.engine.extractor import SlideJob
-from tiaft_plugin.engine.jobs import match_masks, read_patients
+from tiaft_plugin.engine.jobs import SlideJob, match_masks, read_patients
 from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import SlidesFailed
+from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.zoo import folder
+
+SQUARE = {  # the slide's left quarter, as QuPath exports it
+    "type": "FeatureCollection",
+    "features": [
+        {
+            "type": "Feature",
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[0, 0], [128, 0], [128, 512], [0, 512], [0, 0]]],
+            },
+            "properties": {"objectType": "annotation", "classification": {"name": "Tumor"}},
+        }
+    ],
+}
 
 
 def extract(model, jobs, out, kind="features", overwrite=False, sinks=(), **options):
@@ -217,8 +231,108 @@ def test_a_full_disk_stops_with_one_line(tiny_model, slide, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store, "write_chunk", full)
-    with pytest.raises(TiaftError, match="No space left on device; free some and run it again"):
+    with pytest.raises(
+        TiaftError, match="No space left on device; put that right and run the same"
+    ):
         extract(tiny_model, [SlideJob(slide)], tmp_path)
+
+
+# What is there already
+
+
+def test_a_person_s_file_is_not_overwritten(tiny_model, slide, tmp_path):
+    drawn = tmp_path / "colon.ome.geojson"
+    drawn.write_text(json.dumps(SQUARE))
+    arguments = ("predict", slide, "--model", tiny_model, "--out", tmp_path)
+    done = tiaft(*arguments)
+    assert done.returncode == 1 and "colon.ome.geojson exists already: move it" in done.stderr
+    done = tiaft(*arguments, "--masks", drawn, "--overwrite")
+    assert done.returncode == 1 and "was given as slide or mask" in done.stderr
+    assert json.loads(drawn.read_text()) == SQUARE
+    assert tiaft(*arguments, "--overwrite").returncode == 0
+    assert len(json.loads(drawn.read_text())["features"]) > 1
+
+
+def test_a_file_of_another_model_does_not_pass_for_this_one_s(tiny_model, slide, tmp_path):
+    from conftest import TINY
+
+    from tiaft_plugin.network import create_network, save_model
+
+    net = create_network(TINY, "abc", init="random", tile_size=32, mpp=1.0, hidden=(16,), seed=9)
+    other = save_model(net, tmp_path / "other.safetensors")
+    common = {"kind": "predictions", "out": tmp_path, "jobs": [SlideJob(slide)]}
+    extract(tiny_model, **common, sinks=["geojson"])
+    [result] = extract(other, **common, sinks=["annotationstore"])
+    assert "was made with other settings (model)" in result.reason
+    [result] = extract(other, **common, sinks=["annotationstore"], overwrite=True)
+    assert result.status == "done"
+    [result] = extract(other, **common, sinks=["geojson"])
+    assert "colon.ome.geojson exists already" in result.reason
+
+
+def test_another_slide_s_mask_and_an_absurd_resolution(tiny_model, slide, tmp_path):
+    wide = np.ones((10, 50), np.uint8)
+    [result] = extract(tiny_model, [SlideJob(slide, mask=wide)], tmp_path)
+    assert "has another shape than the slide" in result.reason
+    [result] = extract(tiny_model, [SlideJob(slide)], tmp_path, resolution=100.0)
+    assert "far larger than the slide" in result.reason
+    assert not list(tmp_path.glob("*.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "fault"),
+    [(".zarr", "and the store itself both write .zarr"), (".geojson", "both write .geojson"),
+     ("csv", "has no suffix: 'csv'")],
+)  # fmt: skip
+def test_sinks_that_would_write_over_each_other(suffix, fault):
+    class Plugin:
+        @hookimpl
+        def register_sinks(self, register):
+            register("other", print, suffix=suffix)
+
+    plugin = Plugin()
+    plugin_manager().register(plugin, name="other")
+    try:
+        with pytest.raises(TiaftError, match=fault):
+            named_sinks(["geojson", "other"])
+    finally:
+        plugin_manager().unregister(plugin)
+
+
+def test_two_runs_share_a_summary(tiny_model, slide, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tiaft_plugin.engine.jobs import SlideResult
+    from tiaft_plugin.engine.summary import add_to_summary, read_summary
+
+    def add(number):
+        result = SlideResult(tmp_path / f"{number}.svs", "done")
+        add_to_summary(tmp_path / "summary.csv", result)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert len(read_summary(tmp_path / "summary.csv")) == 40
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_a_store_that_another_run_works_on_is_left_to_it(tiny_model, slide, tmp_path):
+    from tiaft_plugin.files import locked
+
+    code = (
+        "import sys, time; from tiaft_plugin.files import locked\n"
+        f"with locked({str(tmp_path / 'colon.ome.zarr')!r}, wait=False):\n"
+        "    print('mine', flush=True); time.sleep(60)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "mine\n"
+        [result] = extract(tiny_model, [SlideJob(slide)], tmp_path)
+        assert "another run is working on it" in result.reason
+    finally:
+        other.kill()
+        other.wait()
+    with locked(tmp_path / "colon.ome.zarr", wait=False):  # a killed process lets go
+        pass
 
 
 # Masks, patients
@@ -230,16 +344,8 @@ def test_masks(tiny_model, slide, tmp_path):
     left = np.zeros((64, 64), np.uint8)
     left[:, :16] = 255  # the slide's left quarter
     Image.fromarray(np.stack([left] * 3, -1)).save(tmp_path / "colon.ome.png")
-    region = {
-        "type": "Feature",
-        "geometry": {
-            "type": "Polygon",
-            "coordinates": [[[0, 0], [128, 0], [128, 512], [0, 512], [0, 0]]],
-        },
-        "properties": {"objectType": "annotation", "classification": {"name": "Tumor"}},
-    }
     drawn = tmp_path / "drawn.geojson"
-    drawn.write_text(json.dumps({"type": "FeatureCollection", "features": [region]}))
+    drawn.write_text(json.dumps(SQUARE))
     for mask in ("colon.ome.png", "drawn.geojson"):
         done = tiaft(
             "extract",
@@ -280,6 +386,9 @@ def test_tables_of_patients(tmp_path):
     (tmp_path / "p.csv").write_text("slide,patient\na/b.svs,P1\n")
     assert read_patients(tmp_path / "p.csv") == {"b.svs": "P1"}
     (tmp_path / "p.csv").write_text("file;who\nx;y\n")
+    (tmp_path / "q.csv").write_text("slide,patient\na.svs,P1\na.svs,P2\n")
+    with pytest.raises(TiaftError, match="a.svs has two patients, P1 and P2"):
+        read_patients(tmp_path / "q.csv")
     with pytest.raises(TiaftError, match="columns slide and patient expected"):
         read_patients(tmp_path / "p.csv")
 
@@ -310,9 +419,6 @@ def test_predict_writes_its_sinks(tiny_model, slide, tmp_path):
 
 
 def test_a_measurement_of_a_plugin_reaches_the_sinks(tiny_model, slide, tmp_path):
-    from tiaft_plugin import hookimpl
-    from tiaft_plugin.plugins import plugin_manager
-
     class Plugin:
         @hookimpl
         def measure_tiles(self, slide, tiles):

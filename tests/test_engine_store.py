@@ -24,9 +24,10 @@ SETTINGS = {
 }
 
 
-def make(path, count=1200, *, written=None, overwrite=False, **changes):
+def make(path, count=1200, *, written=None, overwrite=False, patient=None, how=None, **changes):
     """Write a store of `count` tiles with 4 features; `written` chunks of it, or all."""
-    facts = store.describe({**SETTINGS, **changes}, patient=None)
+    how = {"batch_size": 8, "threads": 1, "device": "cpu", "versions": {}, **(how or {})}
+    facts = store.describe({**SETTINGS, **changes}, patient=patient, **how)
     x = np.arange(count) * 10
     coordinates = np.stack([x, x * 0, x + 10, x * 0 + 10], 1)
     group = store.open_for_writing(
@@ -105,8 +106,75 @@ def test_damage_is_found(tmp_path):
 def test_a_store_that_lost_an_array(tmp_path, lost):
     make(tmp_path / "s.zarr")
     shutil.rmtree(tmp_path / "s.zarr" / lost)
-    with pytest.raises(TiaftError, match=f"is damaged: {lost} missing"):
+    with pytest.raises(TiaftError, match=rf"is damaged \({lost} missing\): --overwrite makes"):
         store.read_store(tmp_path / "s.zarr")
+    with pytest.raises(TiaftError, match="is damaged"):
+        make(tmp_path / "s.zarr")
+    make(tmp_path / "s.zarr", overwrite=True)
+    assert len(store.read_store(tmp_path / "s.zarr", verify=True)) == 1200
+
+
+def test_a_chunk_cut_short_is_written_again(tmp_path):
+    group = make(tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "features" / "c" / "1" / "0").write_bytes(b"cut")
+    assert [store.is_written(group, number) for number in range(3)] == [True, False, True]
+    (tmp_path / "s.zarr" / "chunk_crc32" / "c" / "0").write_bytes(b"")
+    with pytest.raises(TiaftError, match="the list of what is written missing.*--overwrite"):
+        make(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize("array", ["coordinates", "tissue"])
+def test_lost_coordinates_are_found(tmp_path, array):
+    make(tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr" / array / "c")  # zarr then reads zeros
+    with pytest.raises(TiaftError, match=r"is damaged \(coordinates\): --overwrite makes it anew"):
+        store.read_store(tmp_path / "s.zarr", verify=True)
+    with pytest.raises(TiaftError, match=r"is damaged \(coordinates\)"):
+        make(tmp_path / "s.zarr")
+
+
+def test_going_on_in_other_circumstances_is_noted(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path, written=[0])
+    make(path, written=[1], how={"batch_size": 16})
+    make(path, written=[2], how={"batch_size": 16})
+    facts = store.read_store(path).facts
+    assert facts["batch_size"] == 8 and [r["batch_size"] for r in facts["resumed"]] == [16]
+    make(path, written=[])
+    assert len(store.read_store(path).facts["resumed"]) == 1  # nothing was left to do
+
+
+def test_a_patient_is_added_and_never_exchanged(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path)
+    make(path, written=[], patient="P1")
+    make(path, written=[])
+    assert store.read_store(path).facts["patient"] == "P1"
+    with pytest.raises(TiaftError, match="is of patient P1, not P2: correct the table"):
+        make(path, written=[], patient="P2")
+
+
+def test_tiatoolbox_s_converters_read_predictions(tmp_path):
+    from tiatoolbox.utils.misc import dict_to_store_patch_predictions
+
+    make(tmp_path / "p.zarr", 5, kind="predictions", classes=list("abcd"))
+    found = store.read_store(tmp_path / "p.zarr")
+    labels = values(5).argmax(1)
+    group = zarr.open(tmp_path / "p.zarr", mode="r")
+    features = dict_to_store_patch_predictions(
+        group, tuple(found.scale), dict(enumerate(found.classes)), output_type="qupath"
+    )["features"]
+    assert [feature["class_value"] for feature in features] == labels.tolist()
+
+
+def test_two_runs_do_not_make_one_store(tmp_path):
+    from tiaft_plugin.files import write_folder_atomically
+
+    made = pytest.raises(TiaftError, match="another run may just have made it")
+    with made, write_folder_atomically(tmp_path / "s.zarr"):
+        make(tmp_path / "s.zarr", 5)
+    assert len(store.read_store(tmp_path / "s.zarr")) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["s.zarr"]
 
 
 def test_a_newer_version_is_refused(tmp_path):

@@ -18,15 +18,22 @@ from PIL import Image
 
 from tiaft_plugin import TiaftError, hookimpl
 from tiaft_plugin.cli.finetune import finetune as command
+from tiaft_plugin.errors import Stopped
+from tiaft_plugin.files import sha256_of
 from tiaft_plugin.finetune.data import Batches, Order, Pooled
 from tiaft_plugin.finetune.evaluation import Evaluation
-from tiaft_plugin.finetune.interface import FinetuneJob, Samples
+from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult, Samples
+from tiaft_plugin.finetune.origin import licence_of
+from tiaft_plugin.finetune.report import build_report
 from tiaft_plugin.finetune.run import finetune, finetune_tiles
 from tiaft_plugin.finetune.stage import Stage, StageModule
 from tiaft_plugin.finetune.two_stage import run_two_stages
+from tiaft_plugin.kather100k import KATHER100K
 from tiaft_plugin.network import create_network, load_model, read_card, save_model
 from tiaft_plugin.plugins import plugin_manager
+from tiaft_plugin.tiles.known import KNOWN_SETS
 from tiaft_plugin.tiles.tileset import read_tileset
+from tiaft_plugin.zoo.promises import Promise
 
 SIZE = 32
 BACKBONE = "test_efficientnet"  # 0.1 million weights, and it has BatchNorm
@@ -50,13 +57,20 @@ def make_tiles(root: Path, each: int = 6, classes=("STR", "TUM"), seed=0, groups
     return root
 
 
-@pytest.fixture
-def job(tmp_path):
-    """Two small sets of different slides, and numbers that let weights move visibly."""
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Two small sets of different slides, to train on and to hold out; nobody changes them."""
+    root = tmp_path_factory.mktemp("sets")
+    train, val = make_tiles(root / "train", 9), make_tiles(root / "val", 3, seed=1)
+    return read_tileset(train, mpp=0.5), read_tileset(val, mpp=0.5)
+
+
+def job_on(sets, out: Path) -> FinetuneJob:
+    """Return a job with numbers that let weights move visibly."""
     return FinetuneJob(
-        out=tmp_path / "run",
-        train=read_tileset(make_tiles(tmp_path / "train", 9), mpp=0.5),
-        val=read_tileset(make_tiles(tmp_path / "val", 3, seed=1), mpp=0.5),
+        out=out,
+        train=sets[0],
+        val=sets[1],
         backbone=BACKBONE,
         init="random",
         hidden=(8,),
@@ -65,6 +79,17 @@ def job(tmp_path):
         batch_size=4,
         device="cpu",
     )
+
+
+@pytest.fixture
+def job(sets, tmp_path):
+    return job_on(sets, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def done(sets, tmp_path_factory):
+    """A run as `job` asks for, which its tests only look at."""
+    return run_two_stages(job_on(sets, tmp_path_factory.mktemp("done") / "run"))
 
 
 @pytest.fixture
@@ -107,11 +132,8 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_a_run_ends_with_a_model_that_knows_what_it_is(job, monkeypatch, tmp_path, capfd):
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    result = run_two_stages(job)
-    net = load_model(result.model)
+def test_a_run_ends_with_a_model_that_knows_what_it_is(job, done):
+    net = load_model(done.model)
     tile = np.array(Image.open(job.val.files[0]))[None]
     assert net(tile).shape == (1, 2)
     assert net.features(tile).shape == (1, 8)
@@ -126,7 +148,13 @@ def test_a_run_ends_with_a_model_that_knows_what_it_is(job, monkeypatch, tmp_pat
         ("part_b", 2, 1e-2, "Adam"),
         ("part_a", 2, 1e-3, "Adam"),
     ]
-    assert len(read_card(result.stage1).training["stages"]) == 1
+    assert len(read_card(done.stage1).training["stages"]) == 1
+
+
+def test_a_run_writes_five_files_and_shows_bars_on_stderr_alone(job, monkeypatch, tmp_path, capfd):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    run_two_stages(replace(job, epochs=(1, 1)))
     assert sorted(path.name for path in job.out.iterdir()) == [
         "confusion.csv", "metrics.csv", "model.safetensors", "report.html", "stage1.safetensors",
     ]  # fmt: skip
@@ -134,10 +162,11 @@ def test_a_run_ends_with_a_model_that_knows_what_it_is(job, monkeypatch, tmp_pat
     output = capfd.readouterr()
     assert output.out == ""
     assert "GPU available" not in output.err
+    assert all(f"{bar}: 100%" in output.err for bar in ("Part A, frozen", "Stage 2 of 2"))
 
 
-def test_metrics_have_a_row_for_each_stage_epoch_and_split(job):
-    rows = rows_of(run_two_stages(job).metrics)
+def test_metrics_have_a_row_for_each_stage_epoch_and_split(done):
+    rows = rows_of(done.metrics)
     assert list(rows[0]) == ["stage", "epoch", "split", "loss", "accuracy", "lr", "seconds"]
     keys = [(row["stage"], row["epoch"], row["split"], float(row["lr"])) for row in rows]
     assert keys == [
@@ -149,15 +178,14 @@ def test_metrics_have_a_row_for_each_stage_epoch_and_split(job):
     assert all(0 <= float(r["accuracy"]) <= 1 and float(r["loss"]) > 0 for r in rows)
 
 
-def test_what_is_measured_is_what_the_written_model_does(job):
-    result = run_two_stages(job)
-    net, confusion = load_model(result.model), np.zeros((2, 2), int)
+def test_what_is_measured_is_what_the_written_model_does(job, done):
+    net, confusion = load_model(done.model), np.zeros((2, 2), int)
     tiles = np.stack([np.array(Image.open(file)) for file in job.val.files])
     with torch.inference_mode():
         np.add.at(confusion, (job.val.targets, net(tiles).argmax(1).numpy()), 1)
-    written = [[int(row["TUM"]), int(row["STR"])] for row in rows_of(result.confusion)]
+    written = [[int(row["TUM"]), int(row["STR"])] for row in rows_of(done.confusion)]
     assert written == confusion.tolist()
-    assert result.last["accuracy"] == confusion.trace() / 6
+    assert done.last["accuracy"] == confusion.trace() / 6
 
 
 def test_colours_are_learnt(job):
@@ -218,8 +246,8 @@ def test_a_run_leaves_the_global_generator_alone(job):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_part_a_computed_once_gives_what_computing_it_each_epoch_gives(job, plugin, tmp_path):
-    once = load_model(run_two_stages(job).stage1).state_dict()
+def test_part_a_computed_once_gives_what_computing_it_each_epoch_gives(job, done, plugin):
+    once = load_model(done.stage1).state_dict()
 
     class Identity:
         @hookimpl
@@ -227,7 +255,7 @@ def test_part_a_computed_once_gives_what_computing_it_each_epoch_gives(job, plug
             return lambda tile, rng: tile
 
     plugin(Identity())
-    each = load_model(run_two_stages(replace(job, out=tmp_path / "each")).stage1).state_dict()
+    each = load_model(run_two_stages(replace(job, epochs=(2, 0))).stage1).state_dict()
     for key, value in once.items():
         torch.testing.assert_close(value, each[key], rtol=1e-4, atol=1e-5)
 
@@ -243,7 +271,7 @@ def test_ctrl_c_in_training_is_a_keyboard_interrupt_and_leaves_no_file(job, plug
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_two_stages(job)
-    assert list(job.out.iterdir()) == []
+    assert not job.out.exists()
     assert signal.getsignal(signal.SIGINT) is before  # Lightning would ignore the next one
 
 
@@ -284,15 +312,57 @@ def test_hooks_see_stages_and_epochs_and_choose_the_optimiser(job, plugin):
     assert [stage["optimizer"] for stage in card.training["stages"]] == ["SGD", "Adam"]
 
 
-def test_an_augmentation_that_changes_the_shape_is_named(job, plugin):
-    class Cropper:
+@pytest.mark.parametrize("hook", ["stage_started", "choose_augmentation", "choose_optimizer",
+                                  "epoch_ended", "stage_ended"])  # fmt: skip
+def test_a_plugin_that_fails_in_a_run_is_named(job, plugin, hook):
+    def fail(self):
+        raise ZeroDivisionError("a fault of mine")
+
+    plugin(type("Failing", (), {hook: hookimpl(fail)})())
+    with pytest.raises(
+        TiaftError, match=f"plug-in .* failed in {hook}: ZeroDivisionError: a fault of mine"
+    ):
+        run_two_stages(replace(job, epochs=(1, 0)))
+    assert not job.out.exists()
+
+
+def test_an_optimiser_that_is_none_is_refused(job, plugin):
+    class Named:
+        @hookimpl
+        def choose_optimizer(self):
+            return "SGD"
+
+    plugin(Named())
+    with pytest.raises(TiaftError, match="choose_optimizer gave 'SGD', which is no torch optimi"):
+        run_two_stages(job)
+
+
+def crop(tile, rng):
+    return tile[1:]
+
+
+def stumble(tile, rng):
+    return tile[rng.missing]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        (crop, r"an augmentation made uint8 \(31, 32, 3\) of a uint8"),
+        (stumble, r"choose_augmentation's function failed on \w+\d.png: AttributeError: .*missing"),
+    ],
+)
+def test_an_augmentation_that_fails_is_named_in_one_line(job, plugin, workers, augment, message):
+    class Augmenting:
         @hookimpl
         def choose_augmentation(self):
-            return lambda tile, rng: tile[1:]
+            return augment
 
-    plugin(Cropper())
-    with pytest.raises(TiaftError, match=r"an augmentation made uint8 \(31, 32, 3\) of a uint8"):
-        run_two_stages(job)
+    plugin(Augmenting())
+    with pytest.raises(Stopped, match=message) as error:
+        run_two_stages(replace(job, workers=workers))
+    assert "\n" not in str(error.value)
 
 
 def test_resizing_changes_the_resolution_and_the_card_says_so(job):
@@ -301,12 +371,22 @@ def test_resizing_changes_the_resolution_and_the_card_says_so(job):
     assert card.data["resized"] == {"from_px": SIZE, "from_mpp": 0.5}
 
 
-def test_an_unknown_resolution_is_refused_with_the_remedy(job):
-    with pytest.raises(
-        TiaftError, match=r"µm/px is not known, .* pass --mpp, or give manifest.csv"
-    ):
-        run_two_stages(replace(job, train=replace(job.train, mpp=None)))
-    assert list(job.out.iterdir()) == []
+def test_without_a_resolution_a_model_can_have_no_name(job):
+    unknown = replace(job, train=replace(job.train, mpp=None), val=None, epochs=(1, 0))
+    with pytest.raises(TiaftError, match=r"µm/px is not known, .* pass --mpp, or give manifest"):
+        finetune(unknown, register="nameless")
+    assert not job.out.exists()
+    with pytest.warns(UserWarning, match="µm/px is not known.*can have no name: pass --mpp"):
+        result = run_two_stages(unknown)
+    assert read_card(result.model).mpp is None
+    assert "unknown resolution" in result.report.read_text()
+
+
+def test_results_do_not_go_among_the_tiles(job):
+    inside = job.train.root / "run"
+    with pytest.raises(TiaftError, match="run lies among the tiles of .*choose another --out"):
+        run_two_stages(replace(job, out=inside))
+    assert not inside.exists()
 
 
 def test_a_model_file_to_begin_with_brings_backbone_and_normalisation(job, tmp_path):
@@ -315,12 +395,38 @@ def test_a_model_file_to_begin_with_brings_backbone_and_normalisation(job, tmp_p
         backbone_args={"drop_rate": 0.1},
     )  # fmt: skip
     file = save_model(begin, tmp_path / "begin.safetensors")
-    result = run_two_stages(replace(job, backbone=None, init=str(file)))
+    result = run_two_stages(replace(job, backbone=None, init=str(file), epochs=(1, 1)))
     card = read_card(result.model)
     assert (card.backbone, card.backbone_args) == (BACKBONE, {"drop_rate": 0.1})
     assert (card.mean, card.std) == ((0.1, 0.2, 0.3), (0.4,) * 3)
     found = part(load_model(result.stage1).state_dict(), "part_a")
     assert same(found, part(begin.state_dict(), "part_a"))
+    assert card.training["init"] == "file"  # and no path, which would tell of its owner
+    assert card.training["init_sha256"] == sha256_of(file)
+
+
+def test_the_card_has_the_licences_of_weights_and_tiles(job, tmp_path):
+    begin = create_network(BACKBONE, init="random", tile_size=SIZE, licence="CC BY-NC 4.0")
+    file = save_model(begin, tmp_path / "begin.safetensors")
+    known = replace(job.train, known=KNOWN_SETS[0])
+    tiles = "training tiles: CC BY 4.0, 10.5281/zenodo.1214456"
+    once = replace(job, train=known, init=str(file), epochs=(0, 0))
+    first = run_two_stages(once)
+    assert read_card(first.model).licence == f"weights: CC BY-NC 4.0; {tiles}"
+    again = run_two_stages(replace(once, init=str(first.model), out=tmp_path / "again"))
+    assert read_card(again.model).licence == f"weights: CC BY-NC 4.0; {tiles}"
+    bare = run_two_stages(replace(once, init="random", out=tmp_path / "bare"))
+    assert read_card(bare.model).licence == tiles
+    assert "init_sha256" not in read_card(bare.model).training
+
+
+@pytest.mark.parametrize(
+    ("backbone", "licence"),
+    [("convnextv2_tiny", "cc-by-nc-4.0"), ("keras_xception", "apache-2.0")],
+)
+def test_timm_tells_the_licence_of_its_weights(backbone, licence):
+    assert licence_of("imagenet", backbone) == licence
+    assert licence_of("random", backbone) == ""
 
 
 def test_an_existing_run_is_refused_before_training_unless_asked(job, plugin):
@@ -390,13 +496,14 @@ def test_held_out_tiles_of_another_size_are_refused(job, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_tile_that_cannot_be_decoded_is_named_in_one_line(job, workers):
-    file = job.train.files[4]
+def test_a_tile_that_cannot_be_decoded_is_named_in_one_line(job, workers, tmp_path):
+    train = read_tileset(make_tiles(tmp_path / "train"), mpp=0.5)
+    file = train.files[4]
     file.write_bytes(file.read_bytes()[:1500])  # the header is whole
-    with pytest.raises(TiaftError, match=f"^{re.escape(str(file))} cannot be decoded") as error:
-        run_two_stages(replace(job, workers=workers))
+    with pytest.raises(Stopped, match=f"^{re.escape(str(file))} cannot be decoded") as error:
+        run_two_stages(replace(job, train=train, workers=workers))
     assert "\n" not in str(error.value)
-    assert list(job.out.iterdir()) == []
+    assert not job.out.exists()
 
 
 def test_batchnorm_statistics_that_are_placeholders_are_warned_of(job, tmp_path):
@@ -419,11 +526,9 @@ def test_a_loss_that_explodes_is_named(job, plugin):
                     network.part_b.classifier.bias[0] = float("nan")
 
     plugin(Saboteur())
-    with pytest.raises(
-        TiaftError, match=r"stage 2, epoch 1: the loss is no longer a number: lower"
-    ):
+    with pytest.raises(Stopped, match=r"stage 2, epoch 1: the loss is no longer a number: lower"):
         run_two_stages(job)
-    assert list(job.out.iterdir()) == []
+    assert not job.out.exists()
 
 
 def test_no_epochs_leave_a_stage_out(job):
@@ -440,6 +545,7 @@ def test_no_epochs_leave_a_stage_out(job):
         ({"epochs": (1, -1)}, "one number for each of two stages"),
         ({"lrs": (1e-3, float("nan"))}, "learning rates are positive numbers"),
         ({"batch_size": 1}, "batch_size is 2 or more"),
+        ({"options": {"alpha": 1}}, "two-stage has no setting alpha: --finetuner-arg is for"),
         ({"device": "cuda:99"}, "there is no device cuda:99 here .*: pass --device cpu"),
         ({"device": "warp"}, "there is no device warp here"),
         ({"backbone": "mobilnet"}, "timm has no backbone 'mobilnet'"),
@@ -503,19 +609,39 @@ def test_the_table_keeps_long_names_apart():
 
 
 def test_the_report_is_one_page_that_trusts_no_name(job):
-    classes = ("<script>alert(1)</script>", "STR & co")
+    classes = ("<script>alert(1)</script>", 'STR & "co", or so')
     names = dict(zip(("TUM", "STR"), classes, strict=True))
     train, val = (
         replace(tiles, labels=tuple(names[label] for label in tiles.labels), classes=classes)
         for tiles in (job.train, job.val)
     )
-    text = run_two_stages(replace(job, train=train, val=val)).report.read_text(encoding="utf-8")
+    result = run_two_stages(replace(job, train=train, val=val, epochs=(1, 1)))
+    text = result.report.read_text(encoding="utf-8")
     assert "<script" not in text
-    assert "STR &amp; co" in text
+    assert "STR &amp; &quot;co&quot;, or so" in text
+    assert tuple(rows_of(result.confusion)[0])[1:] == classes
+    assert [row["true\\predicted"] for row in rows_of(result.confusion)] == list(classes)
     assert not re.findall(r"""(?:src|href)=["'](?!#)""", text)
     assert text.count("<svg") == 1
     for words in ("Confusion matrix", "always the commonest class", "balanced accuracy", "µm/px"):
         assert words in text
+
+
+def test_a_matplotlibrc_does_not_change_the_report(done):
+    import matplotlib
+
+    card, rows = (
+        read_card(done.model),
+        [
+            {"stage": 1, "epoch": epoch, "split": "train", "loss": 1 / epoch, "accuracy": 0.5}
+            for epoch in (1, 2, 3)
+        ],
+    )
+    plain = build_report(card, rows, [None], card.data["tiles"], [])
+    odd = {"axes.facecolor": "black", "font.size": 20, "axes.grid": True, "svg.fonttype": "path"}
+    with matplotlib.rc_context(odd):
+        assert build_report(card, rows, [None], card.data["tiles"], []) == plain
+        assert matplotlib.rcParams["font.size"] == 20
 
 
 def test_finetuners_are_found_by_name_and_refuse_what_they_do_not_take(job):
@@ -523,9 +649,40 @@ def test_finetuners_are_found_by_name_and_refuse_what_they_do_not_take(job):
         finetune(job, "other")
     with pytest.raises(TiaftError, match="two-stage takes tiles with classes, not bags with regr"):
         finetune(replace(job, inputs="bags", targets="regression"))
-    samples = Samples(job.out, ((job.train.files[0],),), ((1.0,),), ("gene",), (None,))
+    samples = Samples(job.train.root, ((job.train.files[0],),), ((1.0,),), ("gene",), (None,))
     with pytest.raises(TiaftError, match="two-stage takes tile sets"):
         finetune(replace(job, train=samples))
+
+
+def test_an_alias_registers_under_its_name_and_stage_1s(job, model_folder, monkeypatch):
+    monkeypatch.setattr(Promise, "check", lambda promise, card: None)
+    model_folder.mkdir()
+    taken = model_folder / "xception-kather100k-stage1.safetensors"
+    taken.touch()
+    with pytest.raises(TiaftError, match="there is a model xception-kather100k-stage1 already"):
+        finetune(job, register="ftx2048")
+    taken.unlink()
+    finetune(replace(job, epochs=(0, 0)), register="ftx2048")
+    assert {path.stem for path in model_folder.glob("*.safetensors")} == {
+        "xception-kather100k", "xception-kather100k-stage1"
+    }  # fmt: skip
+
+
+def test_a_promise_that_the_init_file_breaks_is_refused_before_training(job, tmp_path):
+    begin = create_network(BACKBONE, init="random", tile_size=SIZE)
+    file = save_model(begin, tmp_path / "begin.safetensors")
+    wanted = replace(
+        job,
+        train=replace(job.train, classes=KATHER100K),
+        tile_size=224,
+        mpp=0.5 * 224 / SIZE,
+        hidden=(2048,),
+        backbone=None,
+        init=str(file),
+    )
+    with pytest.raises(TiaftError, match=r"this model is \(backbone test_efficientnet, not leg"):
+        finetune(wanted, register="xception-kather100k")
+    assert not job.out.exists()
 
 
 def test_a_model_is_registered_and_a_taken_name_is_refused_before_training(job, model_folder):
@@ -561,6 +718,29 @@ def test_the_command_says_what_came_out_and_where(tmp_path):
         assert str(tmp_path / "run" / name) in done.output
 
 
+def test_a_plugins_finetuner_gets_its_settings(tmp_path, plugin):
+    class Other:
+        inputs, targets, options = {"tiles"}, {"classes"}, None
+
+        def __call__(self, job):
+            self.options = job.options
+            return FinetuneResult(job.out, job.out, job.out)
+
+    other = Other()
+
+    class Registering:
+        @hookimpl
+        def register_finetuners(self, register):
+            register("other", other)
+
+    plugin(Registering())
+    make_tiles(tmp_path / "tiles")
+    chosen = ("--finetuner", "other", "--finetuner-arg", "alpha=0.5", "--finetuner-arg", "kind=ad")
+    ended = CliRunner().invoke(command, arguments(tmp_path, *chosen))
+    assert ended.exit_code == 0, ended.output
+    assert other.options == {"alpha": 0.5, "kind": "ad"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -575,6 +755,7 @@ def test_the_command_says_what_came_out_and_where(tmp_path):
         (("--batch-size", "1"), "x>=2"),
         (("--mpp", "0"), "x>0"),
         (("--backbone-arg", "pad_type"), "KEY=VALUE"),
+        (("--finetuner-arg", "alpha"), "KEY=VALUE"),
     ],
 )
 def test_wrong_options_are_usage_errors(tmp_path, options, message):

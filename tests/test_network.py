@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from tiaft_plugin.network import (
 )
 from tiaft_plugin.network.backbone import create_backbone, default_normalisation
 from tiaft_plugin.network.card import METADATA_KEY, card_from_json
+from tiaft_plugin.network.weights import sha256_of_weights
 
 SMALL = "mobilenetv3_small_050"
 SIZE = 64  # px
@@ -336,6 +338,14 @@ def with_card(file: Path, change, tensors=None) -> Path:
         ({"version": 2}, "version 2 is newer than this tiaft_plugin reads .* upgrade"),
         ({"version": "1"}, "version is '1'"),
         ({"licence": 3}, "not all texts"),
+        ({"task": "multilabel"}, "task is 'multilabel', and .* reads models of classes only: upg"),
+        ({"task": None}, "task is None"),
+        ({"backbone_args": {"act_layer": {"x": 1}}}, "backbone_args act_layer is {'x': 1}: texts"),
+        ({"backbone_args": {"embed_dim": 20_000}}, "embed_dim is 20000: .* numbers up to 8192"),
+        ({"backbone_args": {"depths": [1] * 9}}, "depths is .*lists of eight"),
+        ({"backbone_args": {"depths": [[1]]}}, "depths is"),
+        ({"backbone_args": {"x": 10**400}}, "backbone_args x is 1000"),
+        ({"backbone_args": {"x": float("nan")}}, "backbone_args x is nan"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
@@ -346,6 +356,40 @@ def test_wrong_cards_are_refused(file, change, text):
         load_model(with_card(file, change))
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "args", "text"),
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 8190, "depth": 8}, "card and weights do not fit"),
+        ("resnet18", {"layers": [99, 2, 2, 2]}, "card and weights do not fit"),
+        ("regnetz_040_h", {"stem_width": 8192}, "cannot be built"),
+    ],
+)
+def test_a_giant_network_is_refused_before_memory_is_taken(file, backbone, args, text):
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(TiaftError, match=text):
+        load_model(with_card(file, {"backbone": backbone, "backbone_args": args}))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000  # kB
+
+
+def test_a_backbone_that_cannot_be_built_without_memory_loads(tmp_path):
+    net = network("regnetv_040", backbone_args={"drop_path_rate": 0.1})
+    path = save_model(net, tmp_path / "r.safetensors")
+    assert torch.equal(load_model(path)(some_tiles()), net(some_tiles()))
+
+
+def test_older_files_name_no_task(file):
+    assert load_model(with_card(file, {"task": "absent"})).card.task == "classes"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_identity_of_weights(dtype):
+    one, other = (torch.nn.BatchNorm1d(3).to(dtype) for _ in range(2))
+    assert sha256_of_weights(one) == sha256_of_weights(other)
+    other.running_mean[1] = 0.5
+    assert sha256_of_weights(one) != sha256_of_weights(other)
+    assert sha256_of_weights(one) != sha256_of_weights(torch.nn.BatchNorm1d(3).double())
 
 
 def test_fields_a_later_version_adds_do_not_hurt(file):
@@ -540,9 +584,11 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(net, tmp_path, zipped):
 def test_a_model_file_cannot_have_a_pickle_loaded(file, tmp_path):
     trace, path = tmp_path / "it-ran", tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Malice(f"touch {trace}")))
-    for name in ("checkpoint_path", "pretrained_cfg_overlay"):
-        value = str(path) if name == "checkpoint_path" else {"file": str(path)}
-        with pytest.raises(TiaftError, match=f"backbone_args {name}: refused"):
+    for name, value, text in (
+        ("checkpoint_path", str(path), "checkpoint_path: refused"),
+        ("pretrained_cfg_overlay", {"file": str(path)}, "pretrained_cfg_overlay is {'file'"),
+    ):
+        with pytest.raises(TiaftError, match=f"backbone_args {text}"):
             load_model(with_card(file, {"backbone_args": {name: value}}))
     assert not trace.exists()
 

@@ -437,6 +437,15 @@ def test_missing_files_and_folders_are_refused(tmp_path):
             read_keras(path)
 
 
+def test_a_configuration_that_is_too_long_is_refused(tmp_path):
+    path = tmp_path / "long.keras"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("model.weights.h5", b"small")
+        archive.writestr("config.json", b" " * (2**24 + 1))
+    with pytest.raises(TiaftError, match=r"config\.json in this archive is too big"):
+        read_keras(path)
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path):
     path = tmp_path / "bomb.keras"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

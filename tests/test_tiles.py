@@ -225,6 +225,22 @@ def test_paths_that_are_no_tile_set_are_refused(tmp_path):
         read_tileset(tmp_path / "tile.png")
 
 
+def test_class_names_may_be_odd_but_hold_no_line_breaks(tmp_path):
+    odd = ("=1+1", 'say "so"', "<script>", "a, b")
+    rows = [(f"{number}.png", label) for number, label in enumerate(odd * 2)]
+    for name, _ in rows:
+        save(tmp_path / name)
+    assert read_tileset(write_manifest(tmp_path, rows, ("file", "label"))).classes == (
+        '<script>', '=1+1', 'a, b', 'say "so"'
+    )  # fmt: skip
+    rows[0] = ("0.png", "two\nlines")
+    write_manifest(tmp_path, rows, ("file", "label"))
+    with pytest.raises(
+        TiaftError, match=r"class names hold line breaks or the like: 'two\\nlines'"
+    ):
+        read_tileset(tmp_path)
+
+
 def test_classes_that_differ_in_case_alone_are_refused(tmp_path):
     for number in range(4):
         save(tmp_path / f"{number}.png")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -14,12 +15,14 @@ from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
 from tiatoolbox.models.architecture import get_pretrained_model
 
 from tiaft_plugin import TiaftError, hookimpl
+from tiaft_plugin.errors import Stopped
 from tiaft_plugin.kather100k import KATHER100K
 from tiaft_plugin.network import create_network, load_model, save_model
 from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.zoo import folder
-from tiaft_plugin.zoo.models import BatchOutput
-from tiaft_plugin.zoo.names import find
+from tiaft_plugin.zoo.models import BatchOutput, TileFeatures
+from tiaft_plugin.zoo.names import find, note_once
+from tiaft_plugin.zoo.registry import open_doors, owner_of
 
 ALPHABETICAL = sorted(KATHER100K)
 
@@ -224,6 +227,30 @@ def test_spawned_workers(tiny_model, slide, tmp_path):
     assert "16)" in done.stdout, done.stderr
 
 
+def shape_of_features(model):
+    return tuple(model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape)
+
+
+@pytest.mark.slow
+def test_dask_s_processes(tiny):
+    dask = pytest.importorskip("dask")
+    model, _ = get_pretrained_model("tiny-features")
+    found = dask.delayed(lambda model, f: f(model))(model, shape_of_features)
+    assert found.compute(scheduler="processes", num_workers=1) == (2, 16)
+
+
+def test_a_model_goes_through_cloudpickle(tiny, tmp_path):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    model, _ = get_pretrained_model("tiny-features")
+    (tmp_path / "call.pkl").write_bytes(cloudpickle.dumps(lambda tiles: tuple(model(tiles).shape)))
+    code = (
+        "import pickle, torch\n"
+        f"call = pickle.load(open({str(tmp_path / 'call.pkl')!r}, 'rb'))\n"
+        "print('shape', call(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)))\n"
+    )
+    assert "shape (2, 16)" in run_python(code).stdout
+
+
 # weights=
 
 
@@ -293,14 +320,31 @@ def test_add_list_show_verify_remove(tiny_model, model_folder):
         folder.remove_model("lab-model")
 
 
+def test_remove_stays_in_the_folder(tiny_model, model_folder, tmp_path):
+    model_folder.mkdir()
+    outside = tmp_path / "mine.safetensors"
+    outside.write_bytes(tiny_model.read_bytes())
+    with pytest.raises(TiaftError, match="there is no model"):
+        folder.remove_model("../mine")
+    assert outside.exists() and find("../mine") is None
+
+
 def test_verify_finds_a_file_that_was_exchanged(tiny_model):
     from tiaft_plugin.zoo.table import verify_model
 
     path = folder.add_model("lab", tiny_model)
     net = create_network(TINY, "abc", init="random", tile_size=32, mpp=1.0, hidden=(16,), seed=5)
     save_model(net, path, overwrite=True)
-    with pytest.raises(TiaftError, match="is not the file that was added"):
+    with pytest.raises(Stopped, match="is not the file that was added"):
         verify_model("lab")
+    path.write_text("nothing")
+    for damaged in ("lab", str(path)):
+        with pytest.raises(Stopped, match="not a whole safetensors file"):
+            verify_model(damaged)
+    for unknown in ("nobody-has-this", "nowhere.safetensors"):
+        with pytest.raises(TiaftError, match="no model|no such") as caught:
+            verify_model(unknown)
+        assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -449,10 +493,154 @@ def test_a_plugin_s_model_is_checked_before_it_is_used(register):
         get_pretrained_model("bad")
 
 
-def test_a_plugin_cannot_take_tiaft_s_names(register):
+def test_a_plugin_cannot_take_tiaft_s_names(register, capsys):
+    note_once.cache_clear()
     register(ftx=Stranger, **{"xception-kather100k": Stranger})
-    with pytest.raises(TiaftError, match="zoo and stranger both register 'xception-kather100k'"):
-        find("ftx")
+    assert find("ftx").plugin == "stranger" and find("xception-kather100k").plugin == "zoo"
+    assert find("other") is None
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "zoo and stranger both register 'xception-kather100k'" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("legacy_xception", "legacy_xception is a model of timm"),
+        ("UNI", "UNI is a model of TIAToolbox"),
+        ("maxvit_t", "maxvit_t is a model of torchvision"),
+        ("mine-features", "'mine-features' cannot name a model: .*no -features at the end"),
+        ("ftx2048", "ftx2048 is a model of tiaft"),
+    ],
+)
+def test_names_that_a_plugin_is_refused(register, name, fault):
+    from tiaft_plugin.zoo.table import model_rows
+
+    register(**{name: Stranger})
+    row = next(row for row in model_rows() if row[0] == name and row[1] == "damaged")
+    assert re.search(f"plug-in stranger registers a model: {fault}", row[3])
+    if name != "ftx2048":  # that one is tiaft's, whoever registers it
+        with pytest.raises(TiaftError, match=f"plug-in stranger registers a model: {fault}"):
+            find(name)
+
+
+def test_a_plugin_s_load_that_fails_is_named(register):
+    def load():
+        raise OSError("disk\ngone")
+
+    register(bad=load)
+    with pytest.raises(
+        TiaftError, match=r"plug-in stranger, model bad: its load\(\) failed: OSE.*k$"
+    ):
+        get_pretrained_model("bad")
+
+
+class Half(torch.nn.Linear):
+    """Features (N, 2) by weights in bfloat16."""
+
+    def __init__(self, seed):
+        super().__init__(3, 2, dtype=torch.bfloat16)
+        torch.nn.init.constant_(self.weight, seed)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, tiles):
+        return super().forward(tiles.float().mean((1, 2)).bfloat16())
+
+
+def test_the_identity_of_a_plugin_s_model(register, monkeypatch):
+    register(one=lambda: Half(1), same=lambda: Half(1), other=lambda: Half(2))
+    monkeypatch.setattr("tiaft_plugin.zoo.checks.check_model", lambda *args, **kwargs: None)
+
+    def identity(name):
+        return TileFeatures(name).load(None).sha256
+
+    assert re.fullmatch("[0-9a-f]{64}", identity("one")) and identity("one") == identity("one")
+    assert len({identity("one"), identity("same"), identity("other")}) == 3
+    before = identity("one")
+    monkeypatch.setitem(plugin_manager().sources, "stranger", "stranger 2.0")
+    assert identity("one") != before
+
+
+# Faults elsewhere do not stop a lookup
+
+
+def test_the_table_goes_on_beside_faults(register, model_folder, capsys):
+    note_once.cache_clear()
+    register(mean_colour=Stranger)
+    plugin = type("Bad", (), {"register_models": hookimpl(lambda self, register: 1 / 0)})()
+    plugin_manager().register(plugin, name="bad")
+    model_folder.mkdir()
+    for name in ("damaged", "xception-kather100k"):
+        (model_folder / f"{name}.safetensors").write_text("nothing")
+    table = rcParam["pretrained_model_info"]
+    try:
+        assert "unknown" not in table and "x" * 300 not in table and "../x" not in table
+        assert table.get("mean_colour")
+        assert "damaged" in table and table.get("unknown", 1) == 1
+        with pytest.raises(TiaftError, match=r"damaged\.safetensors is not a whole safetensors"):
+            table["damaged"]
+        assert "imgnet2048" in dict(table.items()) and len(table.values()) == len(table) - 2
+        with pytest.raises(KeyError):
+            table["unknown"]
+    finally:
+        plugin_manager().unregister(plugin)
+    said = capsys.readouterr().err
+    assert said.count("plug-in bad failed in register_models: ZeroDivisionError") == 1
+    assert said.count("xception-kather100k.safetensors is not a whole safetensors file") == 1
+
+
+def test_a_name_that_somebody_adds_to_the_table_is_there_once():
+    table = rcParam["pretrained_model_info"]
+    before = len(table)
+    table["ftx2048"] = {"mine": True}
+    try:
+        assert len(table) == before == len(set(table)) and table["ftx2048"] == {"mine": True}
+    finally:
+        dict.__delitem__(table, "ftx2048")
+
+
+def test_half_written_files_are_no_models(tiny_model, model_folder):
+    folder.add_model("tiny", tiny_model)
+    (model_folder / ".tiny-abc.safetensors").write_bytes(b"half")
+    assert folder.names() == ["tiny"]
+
+
+# When TIAToolbox changes
+
+
+def test_all_doors_are_open():
+    assert open_doors() == []
+
+
+@pytest.mark.parametrize("gone", ["fetch_pretrained_weights", "load_torch_model"])
+def test_a_tiatoolbox_without_our_doors_works_without_us(gone):
+    code = (
+        "import tiaft_plugin, sys\n"
+        "from tiaft_plugin.zoo import registry\n"
+        "change = registry.AFTER_IMPORT['tiatoolbox.models.architecture']\n"
+        "def without(module):\n"
+        f"    del module.{gone}\n"
+        "    change(module)\n"
+        "registry.AFTER_IMPORT['tiatoolbox.models.architecture'] = without\n"
+        "import tiatoolbox.models\n"
+        "print('imported', len(registry.open_doors()))\n"
+    )
+    done = run_python(code)
+    assert "imported" in done.stdout and "imported 0" not in done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("tiaft: ")]
+    assert re.match(r"tiaft: tiaft's model names do not work with TIAToolbox \d.*" + gone, lines[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("resnet18-kather100k", "TIAToolbox"),
+        ("legacy_xception", "timm"),
+        ("maxvit_t", "torchvision"),
+        ("ftx2048", ""),
+    ],
+)
+def test_the_owner_of_a_name(name, owner):
+    assert owner_of(name) == owner
 
 
 # The return value that serves both of TIAToolbox's ways
@@ -462,6 +650,8 @@ def test_a_batch_output_is_an_ordinary_array_but_for_its_first_row():
     plain = np.arange(6.0).reshape(3, 2)
     output = plain.view(BatchOutput)
     assert output[0].shape == (3, 2) and output[1].tolist() == [2, 3]
+    assert [row.tolist() for row in output] == plain.tolist()
+    assert output[np.int64(0)].tolist() == [0, 1] and output[False].shape == (0, 3, 2)
     assert output[:2].shape == (2, 2) and type(output[:2]) is np.ndarray
     assert type(output + 1) is np.ndarray and type(output.mean(0)) is np.ndarray
     assert type(np.concatenate([output, output])) is np.ndarray

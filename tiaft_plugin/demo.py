@@ -7,7 +7,8 @@ deconvolution. The left half of the picture trains, the right half tests.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from tiaft_plugin.files import write_atomically
 TILE = 24  # px
 MPP = 0.5  # µm/px: the picture says nothing of its scale, nuclei of about 16 px suggest this
 NAME = "demo-colon"
-_PARTS = ("colon.ome.tiff", "tiles", "finetuned", "models", "predictions", "features")
+_MARK = ".tiaft-demo"  # stands in folders that the demo made, which alone it may empty
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Where the demo's files lie, and what it found."""
+    """Where the demo's files lie."""
 
     slide: Path
     model: Path
@@ -32,48 +33,48 @@ class Demo:
     geojson: Path
     features: Path
     report: Path
-    summary: str
 
 
 def run_demo(out: Path, *, overwrite: bool = False, say: Callable[[str], None] = print) -> Demo:
     """Run the demo into the folder `out`, telling each step to `say`. Raises TiaftError.
 
-    With `overwrite`, the files of an earlier demo are removed first, and nothing else.
+    `out` has to be new or empty, or with `overwrite` an earlier demo's.
     """
     _make_room(out, overwrite)
-    os.environ["TIAFT_MODELS"] = str(out / "models")  # a demo leaves the user's own folder alone
+    with _own_models(out / "models"):
+        return _run_all(out, say)
+
+
+def _run_all(out: Path, say: Callable[[str], None]) -> Demo:
     from skimage.data import immunohistochemistry
+
+    from tiaft_plugin.zoo.folder import file_of
 
     pixels = immunohistochemistry()
     slide = write_slide(out / "colon.ome.tiff", pixels)
-    half = pixels.shape[1] // 2
-    counts = {
-        part: cut_tiles(piece, out / "tiles" / part)
-        for part, piece in (("train", pixels[:, :half]), ("test", pixels[:, half:]))
-    }
     say(f"1/4  a slide of colonic glands, {pixels.shape[1]}×{pixels.shape[0]} px: {slide}")
-    for part, found in counts.items():
-        listed = ", ".join(f"{count} {name}" for name, count in found.items())
-        say(f"     {'left' if part == 'train' else 'right'} half, to {part}: {listed}")
+    half = pixels.shape[1] // 2
+    for part, side, piece in (
+        ("train", "left", pixels[:, :half]),
+        ("test", "right", pixels[:, half:]),
+    ):
+        counts = cut_tiles(piece, out / "tiles" / part)
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        say(f"     {side} half, to {part}: {listed}")
     say("2/4  fine-tuning in two stages, from random weights")
     result = _finetune(out)
-    say("\n".join(f"     {line}" for line in result.summary.splitlines()))
-
-    from tiaft_plugin.zoo.folder import add_model
-
-    model = add_model(NAME, result.model)
+    say("\n".join(f"     {line}".rstrip() for line in result.summary.splitlines()))
     say(f"3/4  predicting the slide with TIAToolbox, model {NAME!r} by name")
     predictions = _run("predictions", slide, out, sinks=("geojson", "picture"))
     say("4/4  extracting its features")
     features = _run("features", slide, out)
     return Demo(
         slide,
-        model,
+        model=file_of(NAME),
         picture=predictions.with_suffix(".png"),
         geojson=predictions.with_suffix(".geojson"),
         features=features,
         report=result.report,
-        summary=result.summary,
     )
 
 
@@ -131,28 +132,26 @@ def _label(tile: np.ndarray, brown: np.ndarray) -> str | None:
 
 def _finetune(out: Path):
     from tiaft_plugin.finetune.interface import FinetuneJob
-    from tiaft_plugin.plugins import collect
+    from tiaft_plugin.finetune.run import finetune
     from tiaft_plugin.tiles.tileset import read_tileset
 
-    finetuner = collect("register_finetuners")["two-stage"].thing
-    return finetuner(
-        FinetuneJob(
-            out / "finetuned",
-            read_tileset(out / "tiles" / "train"),
-            read_tileset(out / "tiles" / "test"),
-            backbone="resnet10t",
-            init="random",
-            # The paper's rates suit ImageNet weights and 100,000 tiles; here are neither.
-            epochs=(5, 10),
-            lrs=(1e-3, 1e-3),
-            batch_size=32,
-            device="cpu",
-        )
+    job = FinetuneJob(
+        out=out / "finetuned",
+        train=read_tileset(out / "tiles" / "train"),
+        val=read_tileset(out / "tiles" / "test"),
+        backbone="resnet10t",
+        init="random",
+        # The paper's rates suit ImageNet weights and 100,000 tiles; here are neither.
+        epochs=(5, 10),
+        lrs=(1e-3, 1e-3),
+        batch_size=32,
+        device="cpu",
     )
+    return finetune(job, register=NAME)
 
 
 def _run(kind: str, slide: Path, out: Path, sinks: tuple[str, ...] = ()) -> Path:
-    from tiaft_plugin.engine.extractor import SlideJob
+    from tiaft_plugin.engine.jobs import SlideJob
     from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
 
     engine = make_engine(kind, NAME, stride=TILE // 2, auto_mask=False)
@@ -163,9 +162,26 @@ def _run(kind: str, slide: Path, out: Path, sinks: tuple[str, ...] = ()) -> Path
 
 
 def _make_room(out: Path, overwrite: bool) -> None:
-    there = [out / part for part in _PARTS if (out / part).exists()]
-    if there and not overwrite:
-        raise TiaftError(f"{out} holds a demo already: choose another --out, or pass --overwrite")
-    for path in there:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Make an empty folder with the demo's mark, out of an earlier demo's if `overwrite`."""
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / _MARK).is_file():
+            raise TiaftError(f"{out} holds other files: choose another --out")
+        if not overwrite:
+            raise TiaftError(f"{out} holds a demo already: choose another --out, or --overwrite")
+        shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
+    (out / _MARK).touch()
+
+
+@contextmanager
+def _own_models(folder: Path) -> Iterator[None]:
+    """Let names stand for models in `folder`: a demo leaves the user's own models alone."""
+    before = os.environ.get("TIAFT_MODELS")
+    os.environ["TIAFT_MODELS"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TIAFT_MODELS"]
+        else:
+            os.environ["TIAFT_MODELS"] = before

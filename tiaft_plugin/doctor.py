@@ -156,6 +156,17 @@ def tiatoolbox() -> Check:
     return Check("TIAToolbox", "PASS", tiatoolbox.__version__)
 
 
+def model_names() -> Check:
+    """Whether TIAToolbox's engines learn our names, as its version is."""
+    from tiaft_plugin.zoo.registry import open_doors
+
+    closed = open_doors()
+    if closed:
+        remedy = "install the version of TIAToolbox that this tiaft_plugin's changelog names"
+        return Check("Names", "FAIL", "; ".join(closed), remedy)
+    return Check("Names", "PASS", "TIAToolbox's engines know tiaft's model names")
+
+
 def timm() -> Check:
     """timm's version, and whether it has the paper's backbone."""
     import timm
@@ -289,7 +300,7 @@ def model_folder() -> Check:
     """Whether the user's model folder can be written, and each model file in it be read."""
     from tiaft_plugin.errors import TiaftError
     from tiaft_plugin.network.card import read_card
-    from tiaft_plugin.zoo.folder import model_folder
+    from tiaft_plugin.zoo.folder import file_of, model_folder, names
 
     folder = model_folder()
     place = _nearest(folder)
@@ -297,7 +308,7 @@ def model_folder() -> Check:
         return Check(
             "Models", "FAIL", f"{folder} cannot be written", "set TIAFT_MODELS to another folder"
         )
-    files, faults = sorted(folder.glob("*.safetensors")), []
+    files, faults = [file_of(name) for name in names()], []
     for file in files:
         try:
             read_card(file)
@@ -331,6 +342,7 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "GPU": gpu,
     "torchvision": torchvision,
     "TIAToolbox": tiatoolbox,
+    "Names": model_names,
     "timm": timm,
     "Lightning": lightning,
     "OpenSlide": openslide,

@@ -32,7 +32,10 @@ class SlidesFailed(Stopped):
 def first_line(error: BaseException) -> str:
     """Return an exception in one line; its type where it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # torch hands on what happened in a worker as a whole traceback; its last line says what.
+    return lines[-1] if "in DataLoader worker process" in lines[0] else lines[0]
 
 
 def reason(error: BaseException) -> str:

@@ -1,14 +1,17 @@
 """Writing files so that nobody ever finds half of one, and telling files apart."""
 
+import errno
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import Stopped, TiaftError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
@@ -22,38 +25,65 @@ def write_atomically(path: Path | str, *, overwrite: bool = True) -> Iterator[Pa
     if not overwrite:
         refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if not overwrite:
+            refuse_existing(path)  # somebody may have been quicker
         temporary.replace(path)
         _fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise Stopped(f"{path} cannot be written: {error.strerror}") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def write_folder_atomically(path: Path | str) -> Iterator[Path]:
+def write_folder_atomically(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path`; it takes the place of `path` when the block ends well.
 
-    What stood at `path` is removed only then.
+    With `overwrite`, what stood at `path` is removed then, and not before; without, it is an error.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.parent))
+    temporary = path.parent / f".{path.stem}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         if path.exists():
+            if not overwrite:
+                raise TiaftError(f"{path} exists already: another run may just have made it")
             shutil.rmtree(path)
         temporary.rename(path)
         _fsync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path | str, *, wait: bool) -> Iterator[None]:
+    """Keep other processes away from `path` while the block runs; a killed one lets go by itself.
+
+    Raises TiaftError if another has it and `wait` is False.
+    """
+    from filelock import FileLock, Timeout  # takes a tenth of a second to import
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TiaftError(f"{path}: another run is working on it") from error
+    try:
+        yield
+    finally:
+        lock.release()  # which removes the lock's file
 
 
 def refuse_existing(path: Path) -> None:
@@ -66,12 +96,6 @@ def sha256_of(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import pluggy
 
 from tiaft_plugin import hookspecs
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, reason
 
 # tiaft's own parts are plug-ins like any other. These modules import nothing heavy.
 BUILT_INS = (
@@ -25,6 +26,8 @@ BUILT_INS = (
     "tiaft_plugin.qupath.builtin",
     "tiaft_plugin.cli.builtin",
 )
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 # What `register` takes in each hook: whoever passes anything else hears of it at once.
 REGISTER: dict[str, Signature] = {
@@ -64,6 +67,15 @@ class Manager(pluggy.PluginManager):
         self.sources: dict[str, str] = {}
         self.broken: dict[str, str] = {}
 
+    def register(self, plugin: Any, name: str | None = None) -> str | None:
+        """Register a plug-in; an error in any of its hooks will name it."""
+        name = super().register(plugin, name)
+        for caller in self.get_hookcallers(plugin) or []:
+            for impl in caller.get_hookimpls():
+                if impl.plugin is plugin:
+                    impl.function = _named(impl, caller.name)  # type: ignore[misc]
+        return name
+
 
 @cache
 def plugin_manager() -> Manager:
@@ -95,6 +107,15 @@ def plugin_manager() -> Manager:
     return manager
 
 
+def call_hook(hook: str, **arguments: Any) -> Any:
+    """Call a hook of all plug-ins; return the list of their results, None left out.
+
+    Of a hook whose first result wins, return that, or None. Plug-ins that were registered later
+    are asked first. Raises TiaftError, which names the plug-in, where one fails.
+    """
+    return getattr(plugin_manager().hook, hook)(**arguments)
+
+
 def each_plugin(hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield the name of each plug-in that has `hook`, and a function that calls it there alone.
 
@@ -105,17 +126,25 @@ def each_plugin(hook: str) -> Iterator[tuple[str, Callable[..., Any]]]:
         if plugin is None or hook not in hooks_of(plugin):
             continue
         others = [other for other in manager.get_plugins() if other is not plugin]
-        yield name, _named(manager.subset_hook_caller(hook, others), hook, name)
+        yield name, manager.subset_hook_caller(hook, others)
 
 
-def collect(hook: str) -> dict[str, Registered]:
+def collect(
+    hook: str, on_fault: Callable[[TiaftError], None] | None = None
+) -> dict[str, Registered]:
     """Call a ``register_…`` hook of every plug-in; return what was registered, by name.
 
-    Raises TiaftError where two plug-ins take one name, or a plug-in fails.
+    Raises TiaftError where two plug-ins take one name, or a plug-in fails; `on_fault` gets it
+    instead, and the rest of that plug-in's is left out.
     """
     found: dict[str, Registered] = {}
     for name, call in each_plugin(hook):
-        call(register=_collector(found, hook, name))
+        try:
+            call(register=_collector(found, hook, name))
+        except TiaftError as fault:
+            if on_fault is None:
+                raise
+            on_fault(fault)
     return found
 
 
@@ -176,10 +205,10 @@ def _collector(found: dict[str, Registered], hook: str, plugin: str) -> Callable
             ) from error
         bound.apply_defaults()
         name, thing, *_ = bound.args
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise TiaftError(
                 f"plug-in {plugin} registers the name {name!r} in {hook}: "
-                "letters, digits and _ . + - make a name"
+                "up to 64 letters, digits and _ . + - make a name, a letter or digit first"
             )
         if name in found:
             other = found[name].plugin
@@ -194,19 +223,31 @@ def _collector(found: dict[str, Registered], hook: str, plugin: str) -> Callable
     return register
 
 
-def _named(caller: Callable[..., Any], hook: str, plugin: str) -> Callable[..., Any]:
-    def call(**arguments: Any) -> Any:
+def _named(impl: Any, hook: str) -> Callable[..., Any]:
+    """Return a plug-in's function for a hook, which names both in a TiaftError where it fails."""
+    function, plugin = impl.function, impl.plugin_name
+
+    @contextmanager
+    def naming() -> Iterator[None]:
         try:
-            return caller(**arguments)
+            yield
         except TiaftError:
             raise
         except Exception as error:
             raise TiaftError(
-                f"plug-in {plugin} failed in {hook}: {error!r}; "
+                f"plug-in {plugin} failed in {hook}: {reason(error)}; "
                 f"TIAFT_DISABLE_PLUGINS={plugin} leaves it out"
             ) from error
 
-    return call
+    def call(*arguments: Any) -> Any:
+        with naming():
+            return function(*arguments)
+
+    def wrap(*arguments: Any) -> Any:  # around the others' calls, which raise TiaftError only
+        with naming():
+            return (yield from function(*arguments))
+
+    return wrap if impl.wrapper or impl.hookwrapper else call
 
 
 def _load(manager: Manager, entry: EntryPoint) -> None:
@@ -241,11 +282,9 @@ def _check_hooks(manager: Manager, name: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, TiaftError):
-        return str(error)
     if isinstance(error, pluggy.PluginValidationError):  # several lines, the last says what
         return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return repr(error)
+    return reason(error)
 
 
 def _source(entry: EntryPoint) -> str:

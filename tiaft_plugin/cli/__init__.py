@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tiaft_plugin import __version__
+from tiaft_plugin.cli._logging import quiet_tiatoolbox
 from tiaft_plugin.errors import TiaftError
 
 
@@ -73,6 +74,7 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # µ must not fail where a console lacks it
+    quiet_tiatoolbox()
     sys.exit(_run(args))
 
 

@@ -32,6 +32,9 @@ _SAID_OTHERWISE = (
     "Metadata: Objective power inferred",
     "Metadata: Unable to determine",
     "Unknown scale (no objective_power or mpp)",
+    "Raw data is None",
+    "The image mode is set to 'feature'",
+    "get_frame_offsets is deprecated",
 )
 
 

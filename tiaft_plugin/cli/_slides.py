@@ -1,18 +1,25 @@
 """What `tiaft extract` and `tiaft predict` share: their options, and how a run looks."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tiaft_plugin.cli.options import (
+    POSITIVE,
+    Finite,
+    batch_size_option,
+    device_option,
+    together,
+    workers_option,
+)
 from tiaft_plugin.errors import TiaftError
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
-
-_OPTIONS = (
-    click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path)),
+slide_options = together(
+    click.argument(
+        "slides", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path)
+    ),
     click.option("--model", required=True, metavar="NAME|FILE", help="Model name or model file."),
     click.option(
         "--out",
@@ -53,7 +60,7 @@ _OPTIONS = (
     click.option("--no-mask", is_flag=True, help="Take every tile, tissue or not."),
     click.option(
         "--min-tissue",
-        type=click.FloatRange(0, 1),
+        type=Finite(0, 1),
         default=0.0,
         show_default=True,
         help="Leave out tiles with less tissue than this fraction.",
@@ -63,33 +70,17 @@ _OPTIONS = (
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="CSV table with columns slide,patient: noted in the stores.",
     ),
-    click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True),
-    click.option(
-        "--workers",
-        type=click.IntRange(min=0),
-        default=0,
-        show_default=True,
-        help="Processes that read tiles beside the model.",
-    ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …"),
+    batch_size_option(32),
+    workers_option,
+    device_option,
     click.option(
         "--overwrite", is_flag=True, help="Replace results of these slides that stand in the way."
     ),
 )
 
 
-def slide_options(command: Callable) -> Callable:
-    """Add the options that both commands have."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
 def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
     """Run an engine over the slides; print a line for each; fail with 1 if one failed."""
-    from tiaft_plugin.cli._logging import quiet_tiatoolbox
-
-    quiet_tiatoolbox()
     from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
 
     out: Path = options["out"]
@@ -120,10 +111,10 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
 
 
 def _jobs(options: dict[str, Any]) -> list[Any]:
-    from tiaft_plugin.engine.extractor import SlideJob
-    from tiaft_plugin.engine.jobs import match_masks, patient_of, read_patients
+    from tiaft_plugin.engine.jobs import SlideJob, match_masks, patient_of, read_patients
 
-    slides = list(dict.fromkeys(options["slides"]))  # a slide named twice is one slide
+    # A slide named twice, a.svs and ./a.svs, is one slide.
+    slides = list({slide.absolute(): slide for slide in options["slides"]}.values())
     if options["no_mask"] and options["masks"]:
         raise click.UsageError("--masks and --no-mask exclude each other")
     if options["mask_class"] and not options["masks"]:
@@ -146,6 +137,6 @@ def _mask(path: Path | None, classes: Sequence[str]) -> Any:
         if classes and path is not None:
             raise TiaftError(f"{path}: --mask-class needs GeoJSON, this is an image")
         return path
-    from tiaft_plugin.qupath.masks import mask_of_regions
+    from tiaft_plugin.qupath.masks import RegionMask
 
-    return partial(mask_of_regions, path, classes)
+    return RegionMask(path, tuple(classes))

@@ -16,9 +16,6 @@ import click
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo there.")
 def demo(out: Path, overwrite: bool) -> None:
     """Fine-tune, register, predict, extract: the whole way on a small real slide, offline."""
-    from tiaft_plugin.cli._logging import quiet_tiatoolbox
-
-    quiet_tiatoolbox()
     from tiaft_plugin.demo import NAME, run_demo
 
     found = run_demo(out, overwrite=overwrite, say=click.echo)

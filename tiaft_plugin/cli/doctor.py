@@ -16,10 +16,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Nothing is changed, and nothing is asked of the internet. The exit code is 1 if anything fails.
     """
-    from tiaft_plugin.cli._logging import quiet_tiatoolbox
     from tiaft_plugin.doctor import examine
 
-    quiet_tiatoolbox()
     checks = []
     for check in examine():
         checks.append(check)

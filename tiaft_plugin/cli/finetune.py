@@ -1,25 +1,23 @@
 """`tiaft finetune`: labelled tiles to a model file."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tiaft_plugin.cli.options import KEY_VALUE, NUMBERS, WIDTHS, CommaList
+from tiaft_plugin.cli.options import (
+    POSITIVE,
+    CommaList,
+    at_least,
+    batch_size_option,
+    device_option,
+    network_options,
+    seed_option,
+    settings,
+    workers_option,
+)
 
 _PATH = click.Path(path_type=Path)
-
-
-def _at_least(least: float) -> Callable[..., Any]:
-    """Return a click callback that refuses smaller numbers, infinity and NaN."""
-
-    def check(ctx: click.Context, option: click.Parameter, numbers: tuple | None) -> tuple | None:
-        if numbers is not None and not all(least <= number < float("inf") for number in numbers):
-            raise click.BadParameter(f"{', '.join(map(str, numbers))}: {least:g} or more, please")
-        return numbers
-
-    return check
 
 
 @click.command(short_help="Fine-tune a network on labelled tiles, in two stages.")
@@ -33,24 +31,11 @@ def _at_least(least: float) -> Callable[..., Any]:
     metavar="A,B",
     help="Slides or patients of TILES to hold out.",
 )
-@click.option("--backbone", metavar="NAME", help="Of timm [default: FILE's, or legacy_xception].")
-@click.option(
-    "--backbone-arg",
-    type=KEY_VALUE,
-    multiple=True,
-    help="An argument for timm, such as pad_type=same; may be repeated.",
-)
-@click.option(
-    "--init",
-    default="imagenet",
-    show_default=True,
-    metavar="imagenet|random|FILE",
-    help="Part A's weights to begin with.",
-)
+@network_options
 @click.option(
     "--epochs",
     type=CommaList("two whole numbers, for stage 1 and stage 2", int, length=2),
-    callback=_at_least(0),
+    callback=at_least(0),
     default="20,10",
     show_default=True,
     metavar="N,N",
@@ -60,16 +45,16 @@ def _at_least(least: float) -> Callable[..., Any]:
     "--lr",
     "lrs",
     type=CommaList("two numbers, for stage 1 and stage 2", float, length=2),
-    callback=_at_least(1e-12),
+    callback=at_least(1e-12),
     default="4e-4,5e-5",
     show_default=True,
     metavar="F,F",
     help="Learning rates of stage 1 and stage 2.",
 )
-@click.option("--batch-size", type=click.IntRange(min=2), default=128, show_default=True)
+@batch_size_option(default=128, least=2)
 @click.option(
     "--mpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     metavar="UM_PER_PX",
     help="The tiles' µm/px [default: from the manifest, or of a known data set].",
 )
@@ -78,23 +63,6 @@ def _at_least(least: float) -> Callable[..., Any]:
     type=click.IntRange(min=1),
     metavar="PX",
     help="Resize tiles to this side [default: their own].",
-)
-@click.option(
-    "--hidden",
-    type=WIDTHS,
-    callback=_at_least(1),
-    default="2048",
-    show_default=True,
-    metavar="N[,N]",
-    help="Widths of Part B's hidden layers.",
-)
-@click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Of pixels scaled to 0…1.")
-@click.option(
-    "--std",
-    type=NUMBERS,
-    callback=_at_least(1e-6),
-    metavar="R,G,B",
-    help="Of pixels scaled to 0…1 [mean and std by default: the init file's, or timm's].",
 )
 @click.option(
     "--freeze-batchnorm",
@@ -106,18 +74,19 @@ def _at_least(least: float) -> Callable[..., Any]:
     metavar="NAME",
     help="Give the model a name in TIAToolbox, and stage 1's NAME-stage1.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--finetuner", default="two-stage", show_default=True, metavar="NAME")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …")
+@seed_option
 @click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
+    "--finetuner",
+    default="two-stage",
     show_default=True,
-    help="Processes that read tiles beside the training.",
+    metavar="NAME",
+    help="Who fine-tunes: two-stage, or a plug-in's.",
 )
+@settings("--finetuner-arg", "options", "A setting of a plug-in's finetuner")
+@device_option
+@workers_option
 @click.option("--overwrite", is_flag=True, help="Replace results and names that stand in the way.")
-def finetune(tiles: Path, backbone_arg: tuple, **options: Any) -> None:
+def finetune(tiles: Path, **job: Any) -> None:
     """Fine-tune a network on TILES, a folder per class or a manifest.csv.
 
     Stage 1 trains the new layers (Part B), stage 2 the backbone (Part A). Writes
@@ -127,7 +96,7 @@ def finetune(tiles: Path, backbone_arg: tuple, **options: Any) -> None:
     from tiaft_plugin.finetune.run import finetune_tiles
 
     quiet_tiatoolbox()
-    result = finetune_tiles(tiles, backbone_args=dict(backbone_arg), **options)
+    result = finetune_tiles(tiles, **job)
     click.echo(result.summary + "\n")
     files = {
         "model": result.model,
@@ -139,5 +108,7 @@ def finetune(tiles: Path, backbone_arg: tuple, **options: Any) -> None:
     for name, path in files.items():
         if path is not None:
             click.echo(f"{name:17}{path}")
-    if options["register"]:
-        click.echo(f"{'registered as':17}{options['register']}")
+    if job["register"]:
+        from tiaft_plugin.zoo.folder import check_name
+
+        click.echo(f"{'registered as':17}{check_name(job['register'])}")  # an alias has a name

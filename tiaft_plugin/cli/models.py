@@ -5,10 +5,15 @@ from typing import Any
 
 import click
 
-from tiaft_plugin.cli.options import CLASSES, KEY_VALUE, NUMBERS, WIDTHS
+from tiaft_plugin.cli.options import CLASSES, POSITIVE, network_options, seed_option, together
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+_CARD_OPTIONS = together(
+    click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True),
+    click.option("--mpp", type=POSITIVE, default=0.5, show_default=True, metavar="UM_PER_PX"),
+    click.option("--licence", default="", help="Licence of the weights, for the card."),
+    click.option("--overwrite", is_flag=True, help="Replace FILE."),
+)
 
 
 @click.group(short_help="List, add, make and check models.")
@@ -32,7 +37,7 @@ def list_models() -> None:
 @click.argument("name")
 @click.argument("source")
 @click.option("--sha256", help="Refuse the file unless it has this hash; needed for https sources.")
-@click.option("--mpp", type=_POSITIVE, metavar="UM_PER_PX", help="The model's µm/px, for its card.")
+@click.option("--mpp", type=POSITIVE, metavar="UM_PER_PX", help="The model's µm/px, for its card.")
 @click.option("--overwrite", is_flag=True, help="Replace a model of that name.")
 def add(name: str, source: str, **options: Any) -> None:
     """Give a model file a NAME.
@@ -74,27 +79,11 @@ def verify(name: str) -> None:
 
 @models.command()
 @click.argument("file", type=_FILE)
-@click.option("--backbone", metavar="NAME", help="Any timm backbone [default: legacy_xception].")
 @click.option("--classes", type=CLASSES, default="", help="A,B,C; without, it gives features only.")
-@click.option(
-    "--init",
-    default="imagenet",
-    show_default=True,
-    metavar="imagenet|random|FILE",
-    help="Weights of the backbone (Part A); Part B is always random.",
-)
-@click.option("--hidden", type=WIDTHS, default="2048", show_default=True, help="Part B's widths.")
-@click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True)
-@click.option("--mpp", type=_POSITIVE, default=0.5, show_default=True, metavar="UM_PER_PX")
-@click.option(
-    "--backbone-arg", type=KEY_VALUE, multiple=True, help="Passed to timm, e.g. pad_type=same."
-)
-@click.option("--mean", type=NUMBERS, help="R,G,B of pixels from 0 to 1 [default: timm's].")
-@click.option("--std", type=NUMBERS, help="R,G,B of pixels from 0 to 1 [default: timm's].")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random weights.")
-@click.option("--licence", default="", help="Licence of the weights, for the card.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE.")
-def create(file: Path, classes: tuple[str, ...], backbone_arg: tuple, **options: Any) -> None:
+@network_options
+@seed_option
+@_CARD_OPTIONS
+def create(file: Path, classes: tuple[str, ...], **options: Any) -> None:
     """Make a model FILE from a backbone and class names."""
     from tiaft_plugin.files import refuse_existing
     from tiaft_plugin.network import create_network, save_model
@@ -102,9 +91,9 @@ def create(file: Path, classes: tuple[str, ...], backbone_arg: tuple, **options:
     overwrite = options.pop("overwrite")
     if not overwrite:
         refuse_existing(file)
-    net = create_network(
-        options.pop("backbone"), classes, backbone_args=dict(backbone_arg), **options
-    )
+    if not options["licence"]:
+        del options["licence"]  # that of the weights it begins with stands
+    net = create_network(options.pop("backbone"), classes, **options)
     save_model(net, file, overwrite=overwrite)
     gives = f"{len(classes)} classes, " if classes else ""
     click.echo(
@@ -116,10 +105,7 @@ def create(file: Path, classes: tuple[str, ...], backbone_arg: tuple, **options:
 @click.argument("source", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("file", type=_FILE)
 @click.option("--classes", type=CLASSES, default="", help="A,B,C in the order of SOURCE's outputs.")
-@click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True)
-@click.option("--mpp", type=_POSITIVE, default=0.5, show_default=True, metavar="UM_PER_PX")
-@click.option("--licence", default="", help="Licence of the weights, for the card.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE.")
+@_CARD_OPTIONS
 def convert(source: Path, file: Path, overwrite: bool, **options: Any) -> None:
     """Make a model FILE of a Keras Xception (.h5, .weights.h5), exactly."""
     from tiaft_plugin.zoo.convert import convert_keras

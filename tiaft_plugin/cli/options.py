@@ -1,5 +1,7 @@
-"""Kinds of values that options of several commands take."""
+"""Kinds of values that options take, and the options that several commands share."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -40,6 +42,16 @@ class KeyValue(click.ParamType):
         return key, _plain(text)
 
 
+class Finite(click.FloatRange):
+    """A number in a range; neither infinity nor NaN."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number, or fail with a usage error."""
+        if not math.isfinite(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is no number to work with", param, ctx)
+        return number
+
+
 def _plain(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -51,7 +63,103 @@ def _plain(text: str) -> Any:
     return text
 
 
+def at_least(least: float) -> Callable[..., Any]:
+    """Return a click callback that refuses smaller numbers, infinity and NaN in a list."""
+
+    def check(ctx: click.Context, option: click.Parameter, numbers: tuple | None) -> tuple | None:
+        if numbers is not None and not all(least <= number < float("inf") for number in numbers):
+            raise click.BadParameter(f"{', '.join(map(str, numbers))}: {least:g} or more, please")
+        return numbers
+
+    return check
+
+
+def together(*options: Callable) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds options to a command, in this order."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def settings(name: str, into: str, help: str) -> Callable:
+    """Return an option KEY=VALUE that may be repeated; the command gets the dict `into`."""
+    return click.option(
+        name,
+        into,
+        type=KEY_VALUE,
+        multiple=True,
+        callback=lambda ctx, option, pairs: dict(pairs),
+        help=f"{help}; may be repeated.",
+    )
+
+
+def batch_size_option(default: int, least: int = 1) -> Callable:
+    """Return ``--batch-size``, in tiles."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(min=least),
+        default=default,
+        show_default=True,
+        help="Tiles that go through the network at once.",
+    )
+
+
 CLASSES = CommaList("a,b,c", str)
 WIDTHS = CommaList("widths such as 2048 or 2048,2048", int)
 NUMBERS = CommaList("three numbers r,g,b", float, length=3)
 KEY_VALUE = KeyValue()
+POSITIVE = Finite(min=0, min_open=True)
+
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …"
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes that read tiles beside the network.",
+)
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of all that is random; the same seed gives the same model.",
+)
+network_options = together(
+    click.option(
+        "--backbone",
+        metavar="NAME",
+        help="Any timm backbone [default: the init file's, or legacy_xception].",
+    ),
+    settings("--backbone-arg", "backbone_args", "An argument for timm, such as pad_type=same"),
+    click.option(
+        "--init",
+        default="imagenet",
+        show_default=True,
+        metavar="imagenet|random|FILE",
+        help="Weights of the backbone (Part A) to begin with; Part B is random.",
+    ),
+    click.option(
+        "--hidden",
+        type=WIDTHS,
+        callback=at_least(1),
+        default="2048",
+        show_default=True,
+        metavar="N[,N]",
+        help="Widths of Part B's hidden layers.",
+    ),
+    click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Of pixels scaled to 0…1."),
+    click.option(
+        "--std",
+        type=NUMBERS,
+        callback=at_least(1e-6),
+        metavar="R,G,B",
+        help="Of pixels scaled to 0…1 [mean and std by default: the init file's, or timm's].",
+    ),
+)

@@ -6,13 +6,11 @@ and nothing in it removed, a slide that fails does not stop the others, and an i
 goes on where it stopped.
 """
 
-import errno
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,78 +20,55 @@ from tiatoolbox.models.engine.deep_feature_extractor import DeepFeatureExtractor
 from tiatoolbox.models.engine.patch_predictor import PatchPredictor
 from tiatoolbox.wsicore.wsireader import WSIReader
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
-from tiaft_plugin.engine import slides as slide_files
-from tiaft_plugin.engine import store
-from tiaft_plugin.errors import SlidesFailed, TiaftError
-from tiaft_plugin.files import sha256_of
+from tiaft_plugin.engine import facts, store
+from tiaft_plugin.engine.jobs import SlideJob, SlideResult
+from tiaft_plugin.engine.naming import store_path
+from tiaft_plugin.engine.slides import has_tissue, open_slide, tissue_fractions
+from tiaft_plugin.errors import SlidesFailed, Stopped, TiaftError, reason
+from tiaft_plugin.files import DISK_ERRORS, locked
+from tiaft_plugin.network.weights import sha256_of_weights
+from tiaft_plugin.progress import progress
 from tiaft_plugin.zoo.models import BatchOutput, TileModel, model_from_file
 
 
-@dataclass(frozen=True)
-class SlideJob:
-    """A slide to work on.
+class StoreEngine(PatchPredictor):
+    """What both engines share: `process`, and a `run` that ends in stores.
 
-    `mask` is an image file, an (h, w) array, a function that makes one for an open slide, or None
-    for TIAToolbox's own. `mpp` (µm/px at baseline) serves where the file has none; `patient` is
-    noted in the store.
+    Of TIAToolbox's own methods it replaces `_update_run_params`, `_run_wsi_mode` and
+    `_get_model_attr`; the rest is theirs.
     """
 
-    slide: Path
-    mask: Path | np.ndarray | Callable[[WSIReader], np.ndarray] | None = None
-    mpp: float | None = None
-    patient: str | None = None
-    reader: WSIReader | None = None  # where the slide is open already
-
-
-@dataclass(frozen=True)
-class SlideResult:
-    """What became of a slide: `status` is "done", "exists" or "failed" (then with a reason)."""
-
-    slide: Path
-    status: str
-    store: Path | None = None
-    tiles: int = 0
-    seconds: float = 0.0
-    reason: str = ""
-
-
-class StoreEngine(PatchPredictor):
-    """What both engines share: `process`, and a `run` that ends in stores."""
-
     kind = ""  # of the store
+    view = ""  # of a model file: "features" or "classes"
     min_tissue = 0.0  # tiles with less tissue than this fraction are left out
     auto_mask = True
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any):
-        self._file_ioconfig = None
+        ioconfig = None
         if isinstance(model, str | Path) and Path(model).suffix == ".safetensors":
-            model, self._file_ioconfig = model_from_file(Path(model), view=_VIEWS[self.kind])
+            model, ioconfig = model_from_file(Path(model), view=self.view)
         super().__init__(model, *args, **kwargs)
-        if self._file_ioconfig is not None:
-            self.ioconfig = self._ioconfig = self._file_ioconfig
+        if ioconfig is not None:
+            self.ioconfig = self._ioconfig = ioconfig
 
     def process(
         self, jobs: Sequence[SlideJob], out: Path, *, overwrite: bool = False
     ) -> Iterator[SlideResult]:
         """Work through slides into stores ``out/<slide>.zarr``; give each result as it comes.
 
-        Whatever is wrong with one slide becomes its reason; a full disk stops the run.
+        Whatever is wrong with one slide becomes its reason; a full disk stops the run (Stopped).
         """
         taken: dict[Path, Path] = {}
         for job in jobs:
             started = time.perf_counter()
             try:
                 path, count, existed = self._one_slide(job, out, taken, overwrite=overwrite)
-            except OSError as error:
-                if error.errno in _DISK_ERRORS:
-                    raise TiaftError(
-                        f"{out}: {error.strerror}; free some and run it again"
-                    ) from error
-                yield SlideResult(job.slide, "failed", reason=slide_files.first_line(error))
             except Exception as error:  # slide libraries and models raise whatever they like
-                yield SlideResult(job.slide, "failed", reason=slide_files.first_line(error))
+                if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                    text = f"{out}: {error.strerror}; put that right and run the same command again"
+                    raise Stopped(text) from error
+                yield SlideResult(job.slide, "failed", reason=reason(error))
             else:
                 seconds = time.perf_counter() - started
                 yield SlideResult(job.slide, "exists" if existed else "done", path, count, seconds)
@@ -101,28 +76,32 @@ class StoreEngine(PatchPredictor):
     def _one_slide(
         self, job: SlideJob, out: Path, taken: dict[Path, Path], *, overwrite: bool
     ) -> tuple[Path, int, bool]:
-        reader = job.reader or slide_files.open_slide(job.slide, job.mpp)
+        """Return the store, its number of tiles, and whether it was complete before."""
+        reader = job.reader or open_slide(job.slide, job.mpp)
         if callable(job.mask):
             job = replace(job, mask=job.mask(reader))
         dataset, tissue = self._tiles_of(reader, job)
-        facts = self._facts(job, reader, dataset)
-        path = store_path(out, job.slide, facts["slide"]["fingerprint"], taken)
-        width = self._output_width(dataset)
-        group = store.open_for_writing(
-            path, facts, dataset.inputs, tissue, width=width, overwrite=overwrite
-        )
-        missing = [
-            number
-            for number in range(group["chunk_crc32"].shape[0])
-            if not store.is_written(group, number)
-        ]
-        self._write_chunks(group, dataset, missing, job.slide.name)
+        about = self._describe(job, reader, dataset)
+        path = store_path(out, job.slide, about["slide"]["fingerprint"], taken)
+        with locked(path, wait=False):
+            group = store.open_for_writing(
+                path,
+                about,
+                dataset.inputs,
+                tissue,
+                width=self._output_width(dataset),
+                overwrite=overwrite,
+            )
+            chunks = range(group["chunk_crc32"].shape[0])
+            missing = [number for number in chunks if not store.is_written(group, number)]
+            if missing:
+                self._write_chunks(group, dataset, missing, job.slide.name)
         return path, len(dataset), not missing
 
     def _tiles_of(self, reader: WSIReader, job: SlideJob) -> tuple[Any, np.ndarray]:
         """Return TIAToolbox's dataset of a slide's tiles, and the tissue fraction of each."""
         own_mask = job.mask is None and self.auto_mask
-        if own_mask and not slide_files.has_tissue(reader):
+        if own_mask and not has_tissue(reader):
             raise TiaftError("no tissue found; --no-mask takes every tile")
         try:
             loader = self.get_dataloader(
@@ -138,11 +117,11 @@ class StoreEngine(PatchPredictor):
                 raise TiaftError(f"no tile lies in {where}") from error
             raise
         dataset: Any = loader.dataset
-        if dataset.mask_reader is None:
-            tissue = np.ones(len(dataset.inputs), dtype=np.float32)
-        else:
+        _refuse_misfit(reader, dataset)
+        tissue = np.ones(len(dataset.inputs), dtype=np.float32)
+        if dataset.mask_reader is not None:
             shape = reader.slide_dimensions(dataset.resolution, dataset.units)
-            tissue = slide_files.tissue_fractions(dataset.mask_reader.img, dataset.inputs, shape)
+            tissue = tissue_fractions(dataset.mask_reader.img, dataset.inputs, shape)
         enough = tissue >= self.min_tissue
         if not enough.any():
             raise TiaftError(f"no tile has {self.min_tissue:.0%} tissue")
@@ -150,25 +129,17 @@ class StoreEngine(PatchPredictor):
         return dataset, tissue[enough]
 
     def _write_chunks(self, group: Any, dataset: Any, missing: list[int], name: str) -> None:
-        chunks = [_rows(number, len(dataset)) for number in missing]
-        loader = DataLoader(
-            dataset,
-            batch_sampler=ChunkBatches(chunks, self.batch_size),
-            num_workers=self.num_workers,
-        )
+        size = store.facts_of(group)["chunk_rows"]
+        chunks = [range(len(dataset))[store.chunk_slice(number, size)] for number in missing]
+        batches = ChunkBatches(chunks, self.batch_size)
+        loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers))
         infer = self._get_model_attr("infer_batch")
-        bar = tqdm(
-            total=sum(len(rows) for rows in chunks),
-            desc=name,
-            unit="tile",
-            disable=not self.verbose,
-        )
-        batches = iter(loader)
-        with bar:
+        total = sum(map(len, chunks))
+        with progress(total, name, wanted=self.verbose) as bar:
             for number, rows in zip(missing, chunks, strict=True):
                 outputs: list[np.ndarray] = []
-                for _ in range(-(-len(rows) // self.batch_size)):
-                    tiles = next(batches)["image"]
+                for _ in range(0, len(rows), self.batch_size):
+                    tiles = next(loader)["image"]
                     outputs.append(infer(self.model, tiles, device=self.device)[0])
                     bar.update(len(tiles))
                 store.write_chunk(group, number, np.concatenate(outputs))
@@ -178,39 +149,16 @@ class StoreEngine(PatchPredictor):
         infer = self._get_model_attr("infer_batch")
         return int(infer(self.model, tile, device=self.device)[0].shape[1])
 
-    def _facts(self, job: SlideJob, reader: WSIReader, dataset: Any) -> dict[str, Any]:
+    def _describe(self, job: SlideJob, reader: WSIReader, dataset: Any) -> dict[str, Any]:
         """Return the store's attributes (docs/formats.md)."""
-        mpp = slide_files.slide_mpp(reader)
-        config: Any = self._ioconfig
-        resolution, units = dataset.resolution, dataset.units
-        read_size = reader.slide_dimensions(resolution, units)
-        size = reader.info.slide_dimensions
-        if units == "mpp":
-            scale = [
-                float(value) / own
-                for value, own in zip(np.broadcast_to(resolution, 2), mpp, strict=True)
-            ]
-        else:
-            scale = [float(full) / float(read) for full, read in zip(size, read_size, strict=True)]
+        mask = facts.mask_facts(job.mask, self.auto_mask)
         settings = {
             "kind": self.kind,
-            "slide": {
-                "name": job.slide.name,
-                "fingerprint": slide_files.fingerprint(job.slide),
-                "size": [int(value) for value in size],
-                "mpp": list(mpp),
-            },
-            "model": self._model_facts(),
+            "slide": facts.slide_facts(job.slide, reader),
+            "model": self._model_facts,
             "classes": self._class_names(),
-            "grid": {
-                "tile_size": _pair(config.patch_input_shape),
-                "stride": _pair(config.stride_shape),
-                "resolution": float(np.ravel(resolution)[0]),
-                "units": units,
-                "mask": self._mask_facts(job.mask),
-                "min_tissue": self.min_tissue,
-            },
-            "scale_to_baseline": scale,
+            "grid": facts.grid_facts(self._ioconfig, dataset, mask, self.min_tissue),
+            "scale_to_baseline": facts.scale_to_baseline(reader, dataset),
             "precision": "float32",
             "stain_normalisation": None,
         }
@@ -221,16 +169,15 @@ class StoreEngine(PatchPredictor):
             batch_size=self.batch_size,
             threads=torch.get_num_threads(),
             device=str(self.device),
-            versions={
-                name: version(name) for name in ("tiaft_plugin", "tiatoolbox", "torch", "timm")
-            },
+            versions=facts.versions(),
         )
 
+    @cached_property
     def _model_facts(self) -> dict[str, str]:
         model = self._bare_model()
         if isinstance(model, TileModel):
             return {"name": model.named.name, "sha256": model.sha256}
-        return {"name": type(model).__name__, "sha256": _sha256_of_weights(model)}
+        return {"name": type(model).__name__, "sha256": sha256_of_weights(model)}
 
     def _bare_model(self) -> Any:
         """The model itself, where TIAToolbox has wrapped it for several GPUs."""
@@ -238,13 +185,6 @@ class StoreEngine(PatchPredictor):
 
     def _class_names(self) -> list[str]:
         return []
-
-    def _mask_facts(self, mask: Any) -> str:
-        if mask is None:
-            return "otsu" if self.auto_mask else "none"
-        return f"sha256:{_sha256_of_mask(mask)}"
-
-    # TIAToolbox's own methods from here on.
 
     def _get_model_attr(self, attr_name: str) -> Callable:
         found = super()._get_model_attr(attr_name)
@@ -286,22 +226,46 @@ class StoreEngine(PatchPredictor):
 class FeatureExtractor(StoreEngine, DeepFeatureExtractor):
     """TIAToolbox's DeepFeatureExtractor, with the same `run`, whose slides end in feature stores.
 
-    `model` is a name, a TIAToolbox model, or a model file (``.safetensors``).
+    `model` is a name, a TIAToolbox model, or a model file (``.safetensors``). `run` raises
+    SlidesFailed, after all slides, where some failed.
     """
 
-    kind = "features"
+    kind, view = "features", "features"
 
 
 class TilePredictor(StoreEngine):
-    """TIAToolbox's PatchPredictor, with the same `run`, whose slides end in prediction stores."""
+    """TIAToolbox's PatchPredictor, with the same `run`, whose slides end in prediction stores.
 
-    kind = "predictions"
+    `model` and errors as in FeatureExtractor.
+    """
+
+    kind, view = "predictions", "classes"
 
     def _class_names(self) -> list[str]:
         class_dict = self._bare_model().class_dict
         if not class_dict:
             raise TiaftError("the model names no classes: predictions need class names")
         return [str(class_dict[number]) for number in sorted(class_dict)]
+
+
+def _refuse_misfit(reader: WSIReader, dataset: Any) -> None:
+    """Raise TiaftError for tiles far larger than the slide, and for another slide's mask."""
+    width, height = reader.slide_dimensions(dataset.resolution, dataset.units)
+    if max(dataset.patch_input_shape) > 4 * max(width, height):
+        raise TiaftError(
+            f"a tile of {max(dataset.patch_input_shape)} px is far larger than the slide, which "
+            f"has {width}×{height} px at this resolution (µm per px, not magnification)"
+        )
+    if dataset.mask_reader is None:
+        return
+    rows, columns = dataset.mask_reader.img.shape[:2]
+    # Of what is rounded to whole mask pixels, half a pixel on each side is no misfit.
+    expected = columns * height / width
+    if abs(rows - expected) > 0.05 * expected + 1 + height / width:
+        raise TiaftError(
+            f"the mask, {columns}×{rows} px, has another shape than the slide ({width}×{height}): "
+            "is it another slide's?"
+        )
 
 
 class ChunkBatches(Sampler[list[int]]):
@@ -321,37 +285,6 @@ class ChunkBatches(Sampler[list[int]]):
         return len(self.batches)
 
 
-def store_path(out: Path, slide: Path, fingerprint: str, taken: dict[Path, Path]) -> Path:
-    """Return the store of a slide: ``<stem>.zarr``, or with its fingerprint if that is taken.
-
-    `taken` maps the stores of this run to their slides, and is added to. Two slides of one name
-    never share a store, in whatever order and however many runs they come.
-    """
-    names = [slide.stem, f"{slide.stem}-{fingerprint[:8]}"]
-    names += [f"{names[1]}-{number}" for number in range(2, len(taken) + 3)]  # copies of one slide
-    for name in names:
-        path = out / f"{name}.zarr"
-        if taken.get(path, slide) == slide and _is_of(path, fingerprint):
-            taken[path] = slide
-            return path
-    raise AssertionError("one of len(taken) + 2 names is free")
-
-
-def _is_of(path: Path, fingerprint: str) -> bool:
-    """Whether a store is this slide's, or not there; what is no store counts as its own."""
-    if not path.exists():
-        return True
-    try:
-        found = store.facts_of(store.open_any(path))
-    except TiaftError:
-        return True  # open_for_writing then says what is in the way
-    return found["slide"]["fingerprint"] == fingerprint
-
-
-def _rows(number: int, count: int) -> range:
-    return range(*store.chunk_slice(number, store.CHUNK_ROWS).indices(count))
-
-
 def _whole_batches(infer_batch: Callable) -> Callable:
     """Let any TIAToolbox model serve: some return an array, some a list that holds one."""
 
@@ -367,25 +300,3 @@ def _whole_batches(infer_batch: Callable) -> Callable:
         return output.view(BatchOutput)
 
     return infer
-
-
-def _sha256_of_weights(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sha256_of_mask(mask: Any) -> str:
-    if isinstance(mask, np.ndarray):
-        return hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
-    return sha256_of(mask)
-
-
-def _pair(shape: Any) -> list[int]:
-    return [int(value) for value in np.broadcast_to(np.asarray(shape), 2)]
-
-
-_VIEWS = {"features": "features", "predictions": "classes"}
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

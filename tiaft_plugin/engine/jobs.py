@@ -1,12 +1,47 @@
-"""From what a person names - slides, masks, patients - to the jobs of a run."""
+"""The jobs of a run, from what a person names: slides, masks, patients."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tiaft_plugin.errors import TiaftError
 
+if TYPE_CHECKING:
+    from tiatoolbox.wsicore import WSIReader
+
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".geojson", ".json")
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A slide to work on.
+
+    `mask` is an image file, an (h, w) array, a function that makes one for an open slide (of the
+    file in its `path`, if it has one), or None for TIAToolbox's own. `mpp` (µm/px at baseline)
+    serves where the file has none; `patient` is noted in the store.
+    """
+
+    slide: Path
+    mask: Path | np.ndarray | Callable[["WSIReader"], np.ndarray] | None = None
+    mpp: float | None = None
+    patient: str | None = None
+    reader: "WSIReader | None" = None  # where the slide is open already
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What became of a slide: `status` is "done", "exists" or "failed" (then with a reason)."""
+
+    slide: Path
+    status: str
+    store: Path | None = None
+    tiles: int = 0
+    seconds: float = 0.0
+    reason: str = ""
 
 
 def match_masks(slides: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
@@ -37,9 +72,16 @@ def read_patients(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-        return {Path(row["slide"]).name: row["patient"].strip() for row in rows}
+        pairs = [(Path(row["slide"]).name, row["patient"].strip()) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise TiaftError(f"{path}: a CSV table with columns slide and patient expected") from error
+    patients: dict[str, str] = {}
+    for slide, patient in pairs:
+        if not patient:
+            raise TiaftError(f"{path}: {slide} has no patient")
+        if patients.setdefault(slide, patient) != patient:
+            raise TiaftError(f"{path}: {slide} has two patients, {patients[slide]} and {patient}")
+    return patients
 
 
 def patient_of(slide: Path, patients: dict[str, str]) -> str | None:

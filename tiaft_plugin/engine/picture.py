@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tiaft_plugin.engine.predictions import Colour, TileBlock, TilePredictions, checked_blocks
-from tiaft_plugin.engine.slides import first_line
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line
 from tiaft_plugin.files import write_atomically
 
 LONGEST_SIDE = 1600  # of the slide in the picture, in pixels

@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.plugins import plugin_manager
+from tiaft_plugin.plugins import call_hook
 
 if TYPE_CHECKING:
     from tiaft_plugin.engine.store import Store
@@ -117,8 +117,11 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
     def blocks() -> Iterator[TileBlock]:
         for bounds, probabilities in store.blocks():
             block = TileBlock(bounds, probabilities, store.tile_ids(bounds))
-            for added in plugin_manager().hook.measure_tiles(slide=slide, tiles=block):
-                block.measurements.update(_checked(added, len(bounds)))
+            for added in call_hook("measure_tiles", slide=slide, tiles=block):
+                for name, values in _checked(added, len(bounds)).items():
+                    if name in block.measurements:
+                        raise TiaftError(f"two plug-ins measure {name!r}: leave one of them out")
+                    block.measurements[name] = values
             yield block
 
     width, height = store.facts["slide"]["size"]

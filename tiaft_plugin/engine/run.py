@@ -1,21 +1,19 @@
 """A run over many slides: stores, sinks, and a summary that says what became of each."""
 
-import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tiaft_plugin.engine.extractor import FeatureExtractor, SlideJob, SlideResult, TilePredictor
+from tiaft_plugin.engine.extractor import FeatureExtractor, TilePredictor
+from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.predictions import predictions_of
-from tiaft_plugin.engine.slides import first_line
-from tiaft_plugin.engine.store import read_store
-from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.engine.store import note_sink, read_store
+from tiaft_plugin.engine.summary import add_to_summary, read_summary
+from tiaft_plugin.errors import TiaftError, reason
 from tiaft_plugin.network.device import pick_device
 from tiaft_plugin.plugins import Registered, collect
-
-SUMMARY_COLUMNS = ("slide", "status", "tiles", "seconds", "reason")
 
 
 def make_engine(
@@ -36,12 +34,18 @@ def make_engine(
     replace the model's. Raises TiaftError.
     """
     engine_class = {"features": FeatureExtractor, "predictions": TilePredictor}[kind]
-    engine = engine_class(
-        _model_argument(model, kind),
-        batch_size=batch_size,
-        num_workers=workers,
-        device=str(pick_device(device)),
-    )
+    argument = _model_argument(model, kind)
+    try:
+        engine = engine_class(
+            argument,
+            batch_size=batch_size,
+            num_workers=workers,
+            device=str(pick_device(device)),
+        )
+    except TiaftError:
+        raise
+    except Exception as error:  # TIAToolbox, timm and the hub raise their own
+        raise TiaftError(f"model {model} cannot be loaded: {reason(error)}") from error
     if engine.ioconfig is None:
         raise TiaftError(
             f"{model} comes without tile size and µm/px: make a model file of it with "
@@ -71,51 +75,69 @@ def run_slides(
     Writes ``out/<slide>.zarr``, ``out/<slide><suffix>`` for each sink and ``out/summary.csv``,
     which keeps the lines of earlier runs over other slides.
     """
-    lines = _read_summary(out / "summary.csv")
+    read_summary(out / "summary.csv")  # raises now, not after the first slide
+    masks = (getattr(job.mask, "path", job.mask) for job in jobs)
+    inputs = {job.slide for job in jobs} | {mask for mask in masks if isinstance(mask, Path)}
     for result in engine.process(jobs, out, overwrite=overwrite):
-        done = _write_sinks(result, sinks, overwrite=overwrite)
-        lines[str(done.slide)] = {
-            "slide": str(done.slide),
-            "status": done.status,
-            "tiles": done.tiles,
-            "seconds": f"{done.seconds:.1f}",
-            "reason": done.reason,
-        }
-        _write_summary(out / "summary.csv", lines.values())
+        done = _write_sinks(result, sinks, inputs, overwrite=overwrite)
+        add_to_summary(out / "summary.csv", done)
         yield done
 
 
 def named_sinks(names: Iterable[str]) -> list[Registered]:
-    """Return registered sinks by name. Raises TiaftError for one that nobody registers."""
+    """Return registered sinks by name. Raises TiaftError for unknown ones and clashing files."""
     known = collect("register_sinks")
     unknown = [name for name in names if name not in known]
     if unknown:
         raise TiaftError(f"no sink {', '.join(unknown)}: there are {', '.join(sorted(known))}")
-    return [known[name] for name in names]
+    sinks = [known[name] for name in dict.fromkeys(names)]
+    by_suffix: dict[str, str] = {".zarr": "the store itself", ".csv": "the summary"}
+    for sink in sinks:
+        suffix = sink.options["suffix"]
+        if not re.fullmatch(r"(\.\w+)+", suffix):
+            raise TiaftError(f"sink {sink.name} of plug-in {sink.plugin} has no suffix: {suffix!r}")
+        other = by_suffix.setdefault(suffix, sink.name)
+        if other != sink.name and other != "the summary":
+            raise TiaftError(f"{sink.name} and {other} both write {suffix}: ask for one of them")
+    return sinks
 
 
 def _write_sinks(
-    result: SlideResult, sinks: Sequence[Registered], *, overwrite: bool
+    result: SlideResult, sinks: Sequence[Registered], inputs: set[Path], *, overwrite: bool
 ) -> SlideResult:
     if result.store is None or not sinks:
         return result
-    predictions = predictions_of(read_store(result.store), result.slide)
     try:
+        store = read_store(result.store)
+        predictions = predictions_of(store, result.slide)
         for sink in sinks:
-            path = result.store.with_suffix(sink.options.get("suffix", f".{sink.name}"))
-            # The store is finished, so what it says is final: a file from it stays as it is.
-            if result.status == "done" or overwrite or not path.exists():
+            path = result.store.with_suffix(sink.options["suffix"])
+            _refuse_inputs(path, inputs)
+            if path.exists() and not overwrite:
+                if sink.name in store.facts["sinks"]:
+                    continue
+                raise TiaftError(f"{path} exists already: move it, or pass --overwrite")
+            try:
                 sink.thing(predictions, path)
-    except Exception as error:  # plug-ins raise whatever they like
-        reason = f"{sink.name} cannot be written: {first_line(error)}"
-        return replace(result, status="failed", reason=reason)
+            except Exception as error:  # plug-ins raise whatever they like
+                raise TiaftError(f"{sink.name} cannot be written: {reason(error)}") from error
+            note_sink(result.store, sink.name)
+    except Exception as error:
+        return replace(result, status="failed", reason=reason(error))
     return result
+
+
+def _refuse_inputs(path: Path, inputs: set[Path]) -> None:
+    """Raise TiaftError if a sink would write over what the run was given."""
+    if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
+        raise TiaftError(f"{path} was given as slide or mask: choose another --out")
 
 
 def _model_argument(model: str, kind: str) -> str:
     """Turn what a person typed into what an engine takes: a name with its view, or a file."""
     from tiaft_plugin.zoo.names import find
     from tiaft_plugin.zoo.promises import FEATURES
+    from tiaft_plugin.zoo.registry import owner_of
 
     if Path(model).suffix == ".safetensors" or Path(model).is_file():
         if not Path(model).is_file():
@@ -125,42 +147,12 @@ def _model_argument(model: str, kind: str) -> str:
         return model
     named = find(model)
     if named is None:
-        return _tiatoolbox_name(model)
+        if owner_of(model):
+            return model
+        raise TiaftError(
+            f"no model {model!r}: `tiaft models list` shows those there are, and a model file "
+            "(.safetensors) will do, too"
+        )
     if kind == "features" and named.view == "classes":
         return named.base + FEATURES
     return model
-
-
-def _tiatoolbox_name(model: str) -> str:
-    import timm
-    from tiatoolbox import rcParam
-    from tiatoolbox.models.architecture.vanilla import timm_arch_dict, torch_cnn_backbone_dict
-
-    tables = (rcParam["pretrained_model_info"], timm_arch_dict, torch_cnn_backbone_dict)
-    if any(dict.__contains__(table, model) for table in tables) or timm.is_model(model):
-        return model
-    raise TiaftError(
-        f"no model {model!r}: `tiaft models list` shows those there are, and a model file "
-        "(.safetensors) will do, too"
-    )
-
-
-def _read_summary(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {row["slide"]: {name: row[name] for name in SUMMARY_COLUMNS} for row in rows}
-    except (KeyError, ValueError, csv.Error) as error:
-        raise TiaftError(f"{path} is in the way and no summary of tiaft's: move it") from error
-
-
-def _write_summary(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    with (
-        write_atomically(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as f,
-    ):
-        writer = csv.DictWriter(f, SUMMARY_COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines)

@@ -1,12 +1,13 @@
 """Slides: opened with a reason where they cannot be, fingerprinted, and searched for tissue."""
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line
 
 if TYPE_CHECKING:
     from tiatoolbox.wsicore import WSIReader
@@ -26,6 +27,8 @@ def open_slide(path: Path, mpp: float | None = None) -> "WSIReader":
 
     if not path.exists():
         raise TiaftError("no such file")
+    if not path.suffix and path.is_file():
+        raise TiaftError("has no suffix, such as .svs, to know its format by")
     try:
         reader = WSIReader.open(path)
         known = reader.info.mpp is not None and None not in tuple(reader.info.mpp)
@@ -39,6 +42,12 @@ def open_slide(path: Path, mpp: float | None = None) -> "WSIReader":
         if path.stat().st_size == 0:
             raise TiaftError("is empty") from error
         raise TiaftError(f"cannot be opened as a slide ({first_line(error)})") from error
+    if known and mpp is not None and abs(reader.info.mpp[0] - mpp) > 0.02 * mpp:
+        logging.getLogger(__name__).warning(
+            "%s says %.4g µm/px itself: --mpp is for files that say nothing",
+            path,
+            reader.info.mpp[0],
+        )
     if not known and mpp is None:
         raise TiaftError("has no resolution (µm/px) in the file: pass it with --mpp")
     return reader
@@ -103,12 +112,6 @@ def tissue_fractions(mask: np.ndarray, coordinates: np.ndarray, shape: Any) -> n
     inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
     area = np.maximum((x1 - x0) * (y1 - y0), 1)
     return (inside / area).astype(np.float32)
-
-
-def first_line(error: Exception) -> str:
-    """Return an exception in one line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _block_starts(size: int) -> list[int]:

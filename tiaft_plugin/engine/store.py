@@ -25,6 +25,17 @@ VERSION = 1
 CHUNK_ROWS = 512
 ARRAYS = {"features": "features", "predictions": "probabilities"}
 Group = Any  # zarr.Group, whose items zarr types as unions of all they could be
+_CIRCUMSTANCES = ("batch_size", "threads", "device", "versions")
+_NEEDED = (
+    "schema",
+    "version",
+    "kind",
+    "slide",
+    "model",
+    "settings_sha256",
+    "tiles_sha256",
+    "sinks",
+)
 _NOT_WRITTEN = -1
 _GRID = ("tile_size", "stride", "resolution", "units")  # a mask picks tiles, it does not move them
 _TILE_NAMESPACE = UUID("6f1d1c1e-6a0e-5d0c-9a39-2f7f3c1b7d52")  # arbitrary, and never to change
@@ -84,7 +95,7 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
     Raises TiaftError for what is no store, incomplete, damaged, or of a newer version.
     """
     path = Path(path)
-    group = open_any(path)
+    group = open_sound(path)
     facts = facts_of(group)
     missing = count_missing(group)
     if missing:
@@ -95,9 +106,14 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
         )
     values = group[ARRAYS[facts["kind"]]]
     if verify:
+        if facts["tiles_sha256"] != _hash_of_tiles(group["coordinates"][:], group["tissue"][:]):
+            raise TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
         for number in range(group["chunk_crc32"].shape[0]):
             if not is_written(group, number):
-                raise TiaftError(f"{path} is damaged: chunk {number} is not what was written")
+                raise TiaftError(
+                    f"{path} is damaged: chunk {number} is not what was written; run the same "
+                    "command again, it writes that chunk anew"
+                )
     return Store(path, facts["kind"], values, group["coordinates"], group["tissue"], facts)
 
 
@@ -112,21 +128,43 @@ def open_for_writing(
 ) -> Group:
     """Create a store with nothing written yet, or open the one that the same settings began.
 
-    `facts` are `describe`'s. A store of other settings is only replaced with `overwrite`; anything
-    else at `path` never is. Raises TiaftError.
+    `facts` are `describe`'s. With `overwrite`, any store of tiaft's at `path` is replaced; what is
+    no store never is. Raises TiaftError.
     """
+    facts = {**facts, "tiles_sha256": _hash_of_tiles(coordinates, tissue)}
     if path.exists():
-        found = facts_of(open_any(path))
-        if found["settings_sha256"] == facts["settings_sha256"]:
-            return zarr.open_group(path, mode="r+")
+        open_any(path)  # raises for what is no store
         if not overwrite:
-            raise TiaftError(
-                f"{path} was made with other settings ({_difference(found, facts)}): choose "
-                "another folder, or pass --overwrite"
-            )
-    with write_folder_atomically(path) as temporary:
+            return _go_on(path, facts)
+    with write_folder_atomically(path, overwrite=overwrite) as temporary:
         _create(temporary, facts, coordinates, tissue, width)
     return zarr.open_group(path, mode="r+")
+
+
+def _go_on(path: Path, facts: dict[str, Any]) -> Group:
+    """Open an existing store to complete it, and note what is different this time."""
+    found = facts_of(open_sound(path))
+    if found["settings_sha256"] != facts["settings_sha256"]:
+        raise TiaftError(
+            f"{path} was made with other settings ({_difference(found, facts)}): choose "
+            "another folder, or pass --overwrite"
+        )
+    if found["patient"] is not None and facts["patient"] not in (None, found["patient"]):
+        raise TiaftError(
+            f"{path} is of patient {found['patient']}, not {facts['patient']}: correct the table, "
+            "or pass --overwrite"
+        )
+    group: Group = zarr.open_group(path, mode="r+")
+    if _hash_of_tiles(group["coordinates"][:], group["tissue"][:]) != facts["tiles_sha256"]:
+        raise TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
+    noted = {**found, "patient": facts["patient"] or found["patient"]}
+    now = {name: facts[name] for name in _CIRCUMSTANCES}
+    last = {**found, **(found["resumed"] or [{}])[-1]}
+    if count_missing(group) and any(last[name] != now[name] for name in _CIRCUMSTANCES):
+        noted["resumed"] = [*found["resumed"], now]
+    if noted != found:
+        group.attrs["tiaft"] = noted
+    return group
 
 
 def write_chunk(group: Group, number: int, values: np.ndarray) -> None:
@@ -137,17 +175,21 @@ def write_chunk(group: Group, number: int, values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         raise TiaftError("the model gives NaN or infinity on this slide: nothing is written of it")
     group[ARRAYS[facts["kind"]]][rows] = values
+    if facts["kind"] == "predictions":
+        group["predictions"][rows] = values.argmax(axis=1)
     group["chunk_crc32"][number] = zlib.crc32(values.tobytes())
 
 
 def is_written(group: Group, number: int) -> bool:
     """Whether chunk `number` is marked as written and still is what was written."""
     facts = facts_of(group)
-    crc = int(group["chunk_crc32"][number])
-    if crc == _NOT_WRITTEN:
+    rows = chunk_slice(number, facts["chunk_rows"])
+    try:
+        crc = int(group["chunk_crc32"][number])
+        values = np.ascontiguousarray(group[ARRAYS[facts["kind"]]][rows])
+    except Exception:  # a file of the chunk is damaged: codecs raise what they like
         return False
-    values = np.asarray(group[ARRAYS[facts["kind"]]][chunk_slice(number, facts["chunk_rows"])])
-    return zlib.crc32(np.ascontiguousarray(values).tobytes()) == crc
+    return crc != _NOT_WRITTEN and zlib.crc32(values.tobytes()) == crc
 
 
 def facts_of(group: Group) -> dict[str, Any]:
@@ -169,7 +211,8 @@ def describe(settings: dict[str, Any], **circumstances: Any) -> dict[str, Any]:
     """Return a store's attributes: `settings` decide what is in it, `circumstances` do not.
 
     `settings` holds kind, slide, model, classes, grid, scale_to_baseline, precision and
-    stain_normalisation; only they are fingerprinted.
+    stain_normalisation; only they are fingerprinted. `circumstances` holds patient, seed,
+    batch_size, threads, device and versions.
     """
     return {
         "schema": SCHEMA,
@@ -178,8 +221,23 @@ def describe(settings: dict[str, Any], **circumstances: Any) -> dict[str, Any]:
         **settings,
         "grid_id": _sha256_of_json({key: settings["grid"][key] for key in _GRID})[:16],
         "settings_sha256": _sha256_of_json(_without_names(settings)),
+        "resumed": [],
+        "sinks": [],
         **circumstances,
     }
+
+
+def note_sink(path: Path, name: str) -> None:
+    """Note in a store that the file of a sink was written from it."""
+    group: Group = zarr.open_group(path, mode="r+")
+    facts = facts_of(group)
+    group.attrs["tiaft"] = {**facts, "sinks": sorted({*facts["sinks"], name})}
+
+
+def _hash_of_tiles(coordinates: np.ndarray, tissue: np.ndarray) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(coordinates, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(tissue, dtype="<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +261,8 @@ def _create(
         dtype="float32",
         compressors=None,  # float features hardly compress
     )
+    if facts["kind"] == "predictions":  # TIAToolbox's converters read it
+        group.create_array("predictions", shape=(count,), chunks=(CHUNK_ROWS,), dtype="int64")
     for name, values in (
         ("coordinates", np.asarray(coordinates, dtype=np.int64)),
         ("tissue", np.asarray(tissue, dtype=np.float32)),
@@ -213,26 +273,43 @@ def _create(
 
 
 def open_any(path: Path) -> Group:
-    """Open a store for reading, complete or not. Raises TiaftError for whatever is no store."""
+    """Open a store for reading, complete, sound or not. Raises TiaftError for what is no store."""
     try:
         group = zarr.open_group(path, mode="r")
         facts = facts_of(group)
         schema, version = facts["schema"], facts["version"]
+        lacking = [name for name in _NEEDED if name not in facts]
     except Exception as error:  # zarr raises its own, KeyError, ValueError and OSError
         raise TiaftError(
             f"{path} is no store of tiaft's: it is left alone, choose another folder or name"
         ) from error
     if schema != SCHEMA or not isinstance(version, int):
-        raise TiaftError(f"{path} is no store of tiaft's (schema {schema!r})")
+        raise TiaftError(f"{path} is no store of tiaft's (schema {schema!r}): it is left alone")
     if version > VERSION:
         raise TiaftError(
             f"{path} has version {version} of the store, this tiaft_plugin reads up to {VERSION}: "
             "upgrade tiaft_plugin"
         )
-    arrays = ("coordinates", "tissue", "chunk_crc32", ARRAYS.get(str(facts.get("kind")), "?"))
-    lacking = [name for name in arrays if name not in group]
     if lacking:
-        raise TiaftError(f"{path} is damaged: {', '.join(lacking)} missing")
+        raise TiaftError(f"{path} is damaged ({', '.join(lacking)} missing): remove it")
+    return group
+
+
+def open_sound(path: Path) -> Group:
+    """Open a store for reading that has all its arrays, complete or not. Raises TiaftError."""
+    group = open_any(path)
+    kind = str(facts_of(group).get("kind"))
+    arrays = ["coordinates", "tissue", "chunk_crc32", ARRAYS.get(kind, "?")]
+    lacking = [name for name in arrays if name not in group]
+    try:
+        if not lacking:
+            count_missing(group)
+    except Exception:  # as in is_written
+        lacking = ["the list of what is written"]
+    if lacking:
+        raise TiaftError(
+            f"{path} is damaged ({', '.join(lacking)} missing): --overwrite makes it anew"
+        )
     return group
 
 

@@ -1,6 +1,7 @@
 """What would spoil a fine-tuning, found before it starts."""
 
 import math
+import os
 
 from torch import nn
 
@@ -14,11 +15,16 @@ from tiaft_plugin.tiles.words import some
 
 
 def refuse_existing_run(job: FinetuneJob) -> None:
-    """Raise TiaftError if the run's folder holds one already, or cannot be made."""
-    try:
-        job.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TiaftError(f"{job.out} cannot be a folder for results: {error.strerror}") from error
+    """Raise TiaftError if the run's folder holds one already, or cannot be made; make nothing."""
+    out = job.out.resolve()
+    for tiles in (job.train, job.val):
+        if tiles is not None and out.is_relative_to(tiles.root.resolve()):
+            raise TiaftError(
+                f"{job.out} lies among the tiles of {tiles.root}: choose another --out"
+            )
+    first = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not first.is_dir() or not os.access(first, os.W_OK):
+        raise TiaftError(f"{job.out} cannot be a folder for results: {first} is not writable")
     if not job.overwrite:
         for name in FILES:
             refuse_existing(job.out / name)
@@ -27,22 +33,26 @@ def refuse_existing_run(job: FinetuneJob) -> None:
 def check_job(job: FinetuneJob) -> tuple[TileSet, TileSet | None, list[str]]:
     """Return the tiles to train on, those held out with the same classes, and warnings.
 
-    Raises TiaftError where numbers are out of range, µm/px is unknown, or the sets do not fit.
+    Raises TiaftError where options are not known, numbers are out of range, µm/px is unknown, or
+    the sets do not fit.
     """
+    _refuse_options(job)
     _check_numbers(job)
     train, val = job.train, job.val
     if not isinstance(train, TileSet) or not isinstance(val, TileSet | None):
         raise TiaftError("two-stage takes tile sets (read_tileset), not other samples")
+    doubts = []
     if (job.mpp or train.mpp) is None:
-        raise TiaftError(
-            f"{train.root}: the tiles' µm/px is not known, and slides are to be read at it: "
-            "pass --mpp, or give manifest.csv a column mpp"
+        doubts.append(
+            "the tiles' µm/px is not known, so that the model can have no name: pass --mpp, or "
+            "give manifest.csv a column mpp"
         )
     if val is None:
-        return train, None, ["no tiles were held out: nothing here tells how others would fare"]
+        doubts.append("no tiles were held out: nothing here tells how others would fare")
+        return train, None, doubts
     val = val.with_classes(train.classes)
     _refuse_misfit(train, val)
-    return train, val, _doubts(job, train, val)
+    return train, val, doubts + _doubts(job, train, val)
 
 
 def folded_batchnorm(net: Network, job: FinetuneJob) -> list[str]:
@@ -59,6 +69,14 @@ def folded_batchnorm(net: Network, job: FinetuneJob) -> list[str]:
         "Part A's BatchNorm statistics are placeholders (mean 0, variance 1), as where BatchNorm "
         "was folded into the convolutions: stage 2 replaces them; pass --freeze-batchnorm"
     ]
+
+
+def _refuse_options(job: FinetuneJob) -> None:
+    if job.options:
+        raise TiaftError(
+            f"two-stage has no setting {', '.join(sorted(job.options))}: --finetuner-arg is for "
+            "finetuners of plug-ins"
+        )
 
 
 def _check_numbers(job: FinetuneJob) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import Stopped, TiaftError, reason
 from tiaft_plugin.tiles.images import read_image
 from tiaft_plugin.tiles.tileset import TileSet
 
@@ -46,9 +46,13 @@ class Tiles(Dataset):
             return error  # raised in a worker, it would arrive as a page of traceback
         if self.augment is not None:
             rng = np.random.default_rng((*self.seed, epoch, index))
-            changed = self.augment(tile, rng)
+            try:
+                changed = self.augment(tile, rng)
+            except Exception as error:  # anybody's code
+                name = self.files[index].name
+                return Stopped(f"choose_augmentation's function failed on {name}: {reason(error)}")
             if getattr(changed, "dtype", None) != np.uint8 or changed.shape != tile.shape:
-                return TiaftError(
+                return Stopped(
                     f"an augmentation made {getattr(changed, 'dtype', type(changed).__name__)} "
                     f"{getattr(changed, 'shape', '')} of a uint8 tile {tile.shape}: "
                     "choose_augmentation must keep shape and dtype"

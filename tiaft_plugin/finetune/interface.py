@@ -1,5 +1,6 @@
 """What a finetuner is given, and what it gives back. Nothing heavy is imported here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,14 +30,18 @@ class Samples:
     mpp: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
     """One fine-tuning. The numbers are those of paper 1, section 3.2, whose iterations are epochs.
 
     `train` and `val` are tile sets where inputs are tiles and targets classes, else samples.
     `backbone` None is the init file's, or Xception; `mean` and `std` None are the init file's, or
     timm's; `tile_size` (px) None is the tiles' own, another one resizes them; `mpp` None is the
-    tile set's. `epochs` and `lrs` have one number a stage; no epochs skip a stage's training.
+    tile set's.
+
+    `options` are a finetuner's own settings by name, which it checks itself. Of the fields,
+    `epochs` and `lrs` (one number for each of two stages; no epochs skip a stage's training) and
+    `freeze_batchnorm` are two-stage's own: another finetuner may read them otherwise, or not.
     """
 
     out: Path
@@ -60,6 +65,7 @@ class FinetuneJob:
     device: str = "auto"
     workers: int = 0
     overwrite: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from tiaft_plugin.files import write_atomically
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
+from tiaft_plugin.finetune.origin import joined_licence
 from tiaft_plugin.finetune.provenance import describe_training
 from tiaft_plugin.finetune.report import build_report
 from tiaft_plugin.finetune.stage import Measured, Stage
@@ -89,14 +90,12 @@ def write_run(
 
 def _finished(job: FinetuneJob, results: list[StageResult], data: dict[str, Any]):
     card = results[-1].net.card
-    source = f"{card.source}; fine-tuned on {data['name']}"
-    licence = f"training tiles: {data['licence']}, {data['doi']}" if "licence" in data else ""
     return replace(
         card,
-        source=source,
-        licence=licence,
+        source=f"{card.source}; fine-tuned on {data['name']}",
+        licence=joined_licence(card.licence, data),
         data=data,
-        training=describe_training(job, results),
+        training=card.training | describe_training(job, results),
     )
 
 

@@ -31,7 +31,6 @@ def describe_training(job: FinetuneJob, results: list) -> dict[str, Any]:
     return {
         "finetuner": "two-stage",
         "seed": job.seed,
-        "init": job.init if job.init in ("imagenet", "random") else "file",
         "loss": "categorical cross-entropy",
         "batch_size": job.batch_size,
         "freeze_batchnorm": job.freeze_batchnorm,

@@ -81,10 +81,10 @@ def _trained_on(card: Card, counts: Mapping[str, int]) -> str:
     held_out = card.data.get("held_out", {})
     rows = [[name, counts[name], held_out.get("tiles", {}).get(name, "")] for name in card.classes]
     rows.append(["all", sum(counts.values()), sum(held_out.get("tiles", {}).values()) or ""])
-    text = f"Tiles of {card.tile_size} px at {card.mpp:.4g} µm/px"
+    text = f"Tiles of {card.tile_size} px at {_resolution(card.mpp)}"
     if "resized" in card.data:
         before = card.data["resized"]
-        text += f", resized from {before['from_px']} px at {before['from_mpp']:.4g} µm/px"
+        text += f", resized from {before['from_px']} px at {_resolution(before['from_mpp'])}"
     groups = [
         f"<p>{label}: {escape(about['name'])}; slides or patients: "
         f"{about['groups'] or 'not given'}.<br>"
@@ -94,6 +94,10 @@ def _trained_on(card: Card, counts: Mapping[str, int]) -> str:
     ]
     table = _table(["class", "training tiles", "held-out tiles"], rows)
     return f"<h2>Tiles</h2><p>{text}.</p>{''.join(groups)}{table}"
+
+
+def _resolution(mpp: float | None) -> str:
+    return f"{mpp:.4g} µm/px" if mpp else "unknown resolution"
 
 
 def _settings(card: Card) -> str:
@@ -116,21 +120,27 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
     epochs = sorted({(row["stage"], row["epoch"]) for row in rows})
     place = {key: number for number, key in enumerate(epochs, start=1)}
     boundary = sum(stage == 1 for stage, _ in epochs) + 0.5
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, colour, label in _LINES:
-            chosen = [row for row in rows if row["split"] == split]
-            x = [place[row["stage"], row["epoch"]] for row in chosen]
-            if chosen:
-                axes.plot(x, [row[name] for row in chosen], ".-", color=colour, label=label)
-        if 1 < boundary < len(epochs):
-            axes.axvline(boundary, color="grey", linestyle=":", label="stage 2 begins")
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend()
-    with matplotlib.rc_context({"svg.hashsalt": "tiaft", "svg.fonttype": "none"}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # else a reader's matplotlibrc would change the bytes
+        matplotlib.rcParams.update({"svg.hashsalt": "tiaft", "svg.fonttype": "none"})
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for split, colour, label in _LINES:
+                chosen = [row for row in rows if row["split"] == split]
+                x = [place[row["stage"], row["epoch"]] for row in chosen]
+                if chosen:
+                    axes.plot(x, [row[name] for row in chosen], ".-", color=colour, label=label)
+            if 1 < boundary < len(epochs):
+                axes.axvline(boundary, color="grey", linestyle=":", label="stage 2 begins")
+            axes.set(xlabel="epoch", ylabel=name)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 

@@ -31,8 +31,9 @@ def finetune(
 ) -> FinetuneResult:
     """Run a job with a finetuner by name; add the model to the zoo as `register`, where given.
 
-    The model of stage 1, where there is one, is added as ``<register>-stage1``. Raises TiaftError,
-    before training where a name is not to be had.
+    The model of stage 1, where there is one, is added as ``<register>-stage1``; an alias such as
+    ``ftx2048`` stands for its name. Raises TiaftError, before training where a name is not to be
+    had.
     """
     from tiaft_plugin.plugins import collect
 
@@ -41,8 +42,11 @@ def finetune(
         raise TiaftError(f"there is no finetuner {finetuner}: there is {', '.join(sorted(known))}")
     refuse_unsuitable(finetuner, known[finetuner].thing, job)
     if register:
+        from tiaft_plugin.zoo.folder import check_name
+
+        register = check_name(register)
         _refuse_taken(register, job.overwrite)
-        _refuse_broken_promise(register, job)
+        _refuse_unfit(register, job)
     result = known[finetuner].thing(job)
     if register:
         _register(register, result, job.overwrite)
@@ -53,9 +57,9 @@ def finetune_tiles(
     path: Path, *, val: Path | None = None, val_groups: Sequence[str] = (), **job
 ) -> FinetuneResult:
     """Read tiles and run a job on them: `job` are the fields of FinetuneJob. Raises TiaftError."""
-    options = {name: job.pop(name) for name in ("finetuner", "register") if name in job}
+    how = {name: job.pop(name) for name in ("finetuner", "register") if name in job}
     train, held_out = read_tiles(path, val, val_groups, job.get("mpp"))
-    return finetune(FinetuneJob(train=train, val=held_out, **job), **options)
+    return finetune(FinetuneJob(train=train, val=held_out, **job), **how)
 
 
 def _refuse_taken(name: str, overwrite: bool) -> None:
@@ -70,20 +74,24 @@ def _refuse_taken(name: str, overwrite: bool) -> None:
             )
 
 
-def _refuse_broken_promise(name: str, job: FinetuneJob) -> None:
-    """Raise TiaftError if the model will not be what one of tiaft's own names promises."""
+def _refuse_unfit(name: str, job: FinetuneJob) -> None:
+    """Raise TiaftError if the model cannot have a name, or not this one."""
+    from tiaft_plugin.finetune.origin import backbone_of
     from tiaft_plugin.network.card import Card
-    from tiaft_plugin.zoo.folder import check_name
     from tiaft_plugin.zoo.promises import PROMISES
 
-    promise = PROMISES.get(check_name(name))
+    promise = PROMISES.get(name)
     mpp = job.mpp or job.train.mpp
-    if promise is None or not isinstance(job.train, TileSet) or mpp is None:
+    if mpp is None:
+        raise TiaftError(
+            f"{job.train.root}: the tiles' µm/px is not known, and slides are to be read at it: "
+            "pass --mpp, or give manifest.csv a column mpp"
+        )
+    if promise is None or not isinstance(job.train, TileSet):
         return
     size = job.tile_size or job.train.tile_size
-    backbone = job.backbone or promise.backbones[0]
     mpp = mpp * job.train.tile_size / size
-    promise.check(Card(backbone, size, mpp, job.train.classes, job.hidden))
+    promise.check(Card(backbone_of(job), size, mpp, job.train.classes, job.hidden))
 
 
 def _register(name: str, result: FinetuneResult, overwrite: bool) -> None:

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import Stopped, TiaftError
 from tiaft_plugin.finetune.data import Batches, Order
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.tally import Tally
 from tiaft_plugin.finetune.trainer import make_trainer, quiet_and_interruptible
 from tiaft_plugin.network.net import Network
-from tiaft_plugin.plugins import plugin_manager
+from tiaft_plugin.plugins import call_hook
+from tiaft_plugin.progress import progress
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,12 @@ def run_stage(
 ) -> Measured:
     """Train `net` in place, and return what was measured.
 
-    `net` comes back on the CPU and in eval mode. Raises TiaftError where the loss is no longer
+    `net` comes back on the CPU and in eval mode. Raises Stopped where the loss is no longer
     finite or a tile cannot be read, and KeyboardInterrupt.
     """
     per_epoch = train.tiles + (val.tiles if val else 0)
     label = f"Stage {stage.number} of 2"
-    with tqdm(desc=label, total=per_epoch * stage.epochs, unit=" tiles", mininterval=0.5) as bar:
+    with progress(per_epoch * stage.epochs, label) as bar:
         module = StageModule(net, stage, train.order, bar)
         try:
             with quiet_and_interruptible():
@@ -109,10 +110,13 @@ class StageModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return a plug-in's optimiser, or Adam as in the paper."""
         parameters = [p for p in self.net.parameters() if p.requires_grad]
-        chosen = plugin_manager().hook.choose_optimizer(
-            stage=self.stage.number, parameters=parameters, lr=self.stage.lr
+        lr = self.stage.lr
+        chosen = call_hook(
+            "choose_optimizer", stage=self.stage.number, parameters=parameters, lr=lr
         )
-        return chosen or torch.optim.Adam(parameters, lr=self.stage.lr)
+        if not isinstance(chosen, torch.optim.Optimizer | None):
+            raise TiaftError(f"choose_optimizer gave {chosen!r}, which is no torch optimiser")
+        return chosen or torch.optim.Adam(parameters, lr=lr)
 
     def on_train_epoch_start(self) -> None:
         """Lightning leaves the mode as it finds it, and evaluation may have changed it."""
@@ -139,15 +143,14 @@ class StageModule(pl.LightningModule):
         tallies = {"train": self.trained, "val": self.held_out}
         rows = {split: self._row(split, tally) for split, tally in tallies.items() if tally}
         if not all(math.isfinite(row["loss"]) for row in rows.values()):
-            raise TiaftError(
+            raise Stopped(
                 f"stage {self.stage.number}, epoch {self.current_epoch + 1}: the loss is no longer "
                 f"a number: lower --lr (now {self.stage.lr:g}), or look at --mean, --std and --init"
             )
         self.rows += rows.values()
         self.bar.set_postfix({f"{s} accuracy": f"{row['accuracy']:.3f}" for s, row in rows.items()})
-        plugin_manager().hook.epoch_ended(
-            stage=self.stage.number, epoch=self.current_epoch + 1, metrics=rows
-        )
+        epoch = self.current_epoch + 1
+        call_hook("epoch_ended", stage=self.stage.number, epoch=epoch, metrics=rows)
 
     def _step(self, tally: Tally, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = self.net.part_b(inputs) if self.stage.pooled else self.net(inputs)

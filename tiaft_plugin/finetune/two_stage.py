@@ -7,20 +7,22 @@ steps would show Part B 2,560 of the 100,000 tiles.
 import copy
 import warnings as python_warnings
 from contextlib import closing
+from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from tiaft_plugin.finetune.checks import check_job, folded_batchnorm, refuse_existing_run
 from tiaft_plugin.finetune.data import Batches, Pooled, Tiles
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
+from tiaft_plugin.finetune.origin import describe_init, licence_of
 from tiaft_plugin.finetune.outputs import StageResult, write_run
 from tiaft_plugin.finetune.provenance import describe_data, shared_tiles
 from tiaft_plugin.finetune.stage import Stage, run_stage
 from tiaft_plugin.network.create import create_network
 from tiaft_plugin.network.device import pick_device
 from tiaft_plugin.network.net import Network
-from tiaft_plugin.plugins import plugin_manager
+from tiaft_plugin.plugins import call_hook
+from tiaft_plugin.progress import progress
 from tiaft_plugin.tiles.fingerprint import content_hashes
 from tiaft_plugin.tiles.tileset import TileSet
 
@@ -49,19 +51,25 @@ def run_two_stages(job: FinetuneJob) -> FinetuneResult:
 
 def _create(job: FinetuneJob, train: TileSet) -> Network:
     size, mpp = job.tile_size or train.tile_size, job.mpp or train.mpp
-    assert mpp is not None  # check_job has seen to it
-    return create_network(
+    net = create_network(
         job.backbone,
         train.classes,
         init=job.init,
         tile_size=size,
-        mpp=mpp * train.tile_size / size,  # resized tiles have another resolution
+        # Resized tiles have another resolution.
+        mpp=None if mpp is None else mpp * train.tile_size / size,
         hidden=job.hidden,
         backbone_args=job.backbone_args,
         mean=job.mean,
         std=job.std,
         seed=job.seed,
     )
+    net.card = replace(
+        net.card,
+        training=describe_init(job.init),
+        licence=net.card.licence or licence_of(job.init, net.card.backbone),
+    )
+    return net
 
 
 def _run_stage(
@@ -73,9 +81,8 @@ def _run_stage(
     device: torch.device,
 ) -> StageResult:
     """Run one stage on `net`, in place; return a copy of the network with what was measured."""
-    hook = plugin_manager().hook
-    hook.stage_started(stage=number, network=net)
-    augment = hook.choose_augmentation(stage=number, tile_size=net.card.tile_size)
+    call_hook("stage_started", stage=number, network=net)
+    augment = call_hook("choose_augmentation", stage=number, tile_size=net.card.tile_size)
     stage = Stage(
         number,
         job.epochs[number - 1],
@@ -91,7 +98,7 @@ def _run_stage(
     )
     held_out = _batches(net, job, stage, Tiles(val, net.card.tile_size), device) if val else None
     measured = run_stage(net, stage, batches, held_out, device)
-    hook.stage_ended(stage=number, network=net)
+    call_hook("stage_ended", stage=number, network=net)
     return StageResult(stage, copy.deepcopy(net), measured, augment is not None)
 
 
@@ -124,7 +131,7 @@ def compute_pooled(net: Network, batches: Batches, device: torch.device) -> torc
     """Return Part A's pooled outputs, float32 (N, width) on the CPU, in eval mode."""
     net.to(device).eval()
     outputs = []
-    with tqdm(desc="Part A, frozen", total=batches.tiles, unit=" tiles", mininterval=0.5) as bar:
+    with progress(batches.tiles, "Part A, frozen") as bar:
         for tiles, _ in batches:
             outputs.append(net.pooled(tiles).cpu())
             bar.update(len(tiles))

@@ -12,6 +12,8 @@ from tiaft_plugin.errors import TiaftError
 
 METADATA_KEY = "tiaft_card"
 CARD_VERSION = 1
+TASKS = ("classes",)  # one class a tile; a model that gives features only says so, too
+MAX_ARGUMENT = 8192  # in backbone_args: no real width, depth or side is larger
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Card:
     data: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
     source: str = ""
+    task: str = "classes"
     version: int = CARD_VERSION
 
     def __post_init__(self):
@@ -53,20 +56,24 @@ class Card:
 
 def read_card(path: Path | str) -> Card:
     """Read the card of a model file. Raises TiaftError that names the file and the fault."""
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
-    if not is_file(path):
-        raise TiaftError(f"{path}: no such model file")
+    return card_of(_metadata(path), path)
+
+
+def has_card(path: Path) -> bool:
+    """Tell whether a file is a model file. Raises TiaftError for damaged safetensors files."""
+    return is_file(path) and is_safetensors(path) and METADATA_KEY in _metadata(path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell by name, or by how it begins, whether a file is safetensors. Raises TiaftError."""
+    if path.suffix == ".safetensors" or not is_file(path):
+        return path.suffix == ".safetensors"
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise TiaftError(
-            f"{path} is not a whole safetensors file ({error}): "
-            "copy it again, or import other formats with `tiaft models convert`"
-        ) from error
-    return card_of(metadata, path)
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"
+    except OSError as error:
+        raise TiaftError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def card_of(metadata: dict[str, str], path: Path) -> Card:
@@ -88,6 +95,21 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    if not is_file(path):
+        raise TiaftError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise TiaftError(
+            f"{path} is not a whole safetensors file ({error}): "
+            "copy it again, or import other formats with `tiaft models convert`"
+        ) from error
 
 
 def card_from_json(text: str) -> Card:
@@ -142,11 +164,35 @@ def _problem(card: Card) -> str:
         return f"mean {list(card.mean)!r} or std {list(card.std)!r} cannot normalise pixels"
     if not all(isinstance(part, dict) for part in (card.backbone_args, card.training, card.data)):
         return "backbone_args, training and data are not all objects"
+    for name, value in card.backbone_args.items():
+        if not _is_argument(value):
+            return (
+                f"backbone_args {name} is {value!r:.60}: texts, numbers up to {MAX_ARGUMENT} and "
+                "lists of eight of them are read"
+            )
+    if card.task not in TASKS:
+        return (
+            f"task is {card.task!r}, and this tiaft_plugin reads models of {', '.join(TASKS)} "
+            "only: upgrade tiaft_plugin"
+        )
     if not isinstance(card.licence, str) or not isinstance(card.source, str):
         return "licence and source are not all texts"
     if not _is_count(card.version):
         return f"version is {card.version!r}, not a number"
     return ""
+
+
+def _is_argument(value: Any) -> bool:
+    """Whether a stranger's argument may go to timm: huge numbers would build a huge network."""
+    if isinstance(value, list | tuple):
+        return (
+            len(value) <= 8
+            and not any(isinstance(v, list | tuple) for v in value)
+            and all(map(_is_argument, value))
+        )
+    if isinstance(value, int | float):
+        return -MAX_ARGUMENT <= value <= MAX_ARGUMENT
+    return value is None or (isinstance(value, str) and len(value) <= 200)
 
 
 def _is_count(value: Any) -> bool:

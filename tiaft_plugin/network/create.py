@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.network.backbone import (
     DEFAULT_BACKBONE,
     DEFAULT_TILE_SIZE,
     default_normalisation,
 )
-from tiaft_plugin.network.card import METADATA_KEY, Card, read_card
+from tiaft_plugin.network.card import Card, has_card, read_card
 from tiaft_plugin.network.net import Network
 from tiaft_plugin.network.weights import init_part_a
 
@@ -39,7 +38,7 @@ def create_network(
     the backbone, its arguments, mean and std that are not given here. Without classes there is no
     Part B. `card` holds further fields of the card. Raises TiaftError.
     """
-    given = _card_of(init)
+    given = read_card(init) if has_card(Path(init)) else None
     if given is not None and backbone in (None, given.backbone):
         backbone, backbone_args = given.backbone, backbone_args or given.backbone_args
         mean, std = mean or given.mean, std or given.std
@@ -63,19 +62,3 @@ def create_network(
         source += f" (seed {seed})"
     net.card = Card(**{**blueprint.__dict__, "source": source, **card})
     return net.eval()
-
-
-def _card_of(init: str) -> Card | None:
-    """Return the card of an init file that is a tiaft model file, else None."""
-    path = Path(init)
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            if METADATA_KEY not in (file.metadata() or {}):
-                return None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise TiaftError(f"{path} is not a whole safetensors file: {error}") from error
-    return read_card(path)

@@ -2,7 +2,7 @@
 
 import torch
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -14,6 +14,6 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TiaftError(
-            f"there is no device {name} here ({str(error).splitlines()[0]}): pass --device cpu"
+            f"there is no device {name} here ({first_line(error)}): pass --device cpu"
         ) from error
     return device

@@ -7,9 +7,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line
 from tiaft_plugin.files import write_atomically
-from tiaft_plugin.network.card import METADATA_KEY, card_of, read_card
+from tiaft_plugin.network.card import METADATA_KEY, Card, card_of, read_card
 from tiaft_plugin.network.net import Network
 
 
@@ -51,16 +51,43 @@ def load_model(path: Path | str, device: str = "cpu") -> Network:
                 f"{'none' if bias is None else list(bias.shape)}"
             )
     try:
+        blueprint = _without_memory(card)
+        if blueprint is not None:
+            check_fit(blueprint, tensors, path)
         net = Network(card)
     except TiaftError as error:
-        raise TiaftError(f"{path}: {error}") from error
+        named = str(error).startswith(str(path))
+        raise TiaftError(str(error) if named else f"{path}: {error}") from error
     check_fit(net, tensors, path)
     net.load_state_dict(tensors)
     try:
         return net.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA at all
-        reason = str(error).splitlines()[0]
-        raise TiaftError(f"device {device!r} cannot be used: {reason}") from error
+        raise TiaftError(f"device {device!r} cannot be used: {first_line(error)}") from error
+
+
+def _without_memory(card: Card) -> Network | None:
+    """Build a network that takes no memory, whatever a stranger's card asks for.
+
+    Returns None for the few backbones that torch cannot build so (RegNet), as long as no argument
+    makes them larger than timm's own. Raises TiaftError.
+    """
+    try:
+        with torch.device("meta"):
+            return Network(card)
+    except TiaftError:
+        if _enlarges(list(card.backbone_args.values())):
+            raise
+        return None
+
+
+def _enlarges(arguments: list) -> bool:
+    return any(
+        _enlarges(list(value))
+        if isinstance(value, list | tuple)
+        else isinstance(value, int | float) and abs(value) > 1
+        for value in arguments
+    )
 
 
 def check_fit(net: Network, tensors: dict[str, torch.Tensor], path: Path | str) -> None:

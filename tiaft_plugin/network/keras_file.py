@@ -22,6 +22,7 @@ import numpy as np
 from tiaft_plugin.errors import TiaftError
 
 MAX_ARRAY = 2**26  # numbers in one array: the largest real one is 2048 × 2048
+MAX_CONFIG = 2**24  # bytes of JSON: the largest real one has some hundred thousand
 NOT_WEIGHTS = {"optimizer", "optimizer_weights", "seed_generator"}  # state of training only
 DENSE, CONV, SEPCONV, BATCHNORM = "dense", "convolution", "separable convolution", "BatchNorm"
 
@@ -81,6 +82,8 @@ def opened(path: Path) -> Iterator[tuple[h5py.File, Any]]:
         # Weights and two optimiser moments; a member that claims more is not Xception.
         if archive.getinfo("model.weights.h5").file_size > 16 * MAX_ARRAY:
             raise TiaftError("model.weights.h5 in this archive is too big for Xception")
+        if "config.json" in names and archive.getinfo("config.json").file_size > MAX_CONFIG:
+            raise TiaftError("config.json in this archive is too big for Xception")
         config = json.loads(archive.read("config.json")) if "config.json" in names else None
         with archive.open("model.weights.h5") as member:
             shutil.copyfileobj(member, weights)

@@ -1,14 +1,16 @@
-"""The ways in for Part A's weights: timm's own, a local file, or random."""
+"""The ways in for Part A's weights: timm's own, a local file, or random; and weights' identity."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch import nn
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line
 from tiaft_plugin.network.backbone import DEFAULT_BACKBONE, KERAS_XCEPTION, timm_arguments
-from tiaft_plugin.network.card import is_file, read_card
+from tiaft_plugin.network.card import is_file, is_safetensors, read_card
 from tiaft_plugin.network.net import Network
 
 # Names that timm's backbones, and older files of theirs, give to what comes after Part A.
@@ -53,15 +55,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return _read_pickle(path)
 
 
-def is_safetensors(path: Path) -> bool:
-    """Tell by name, or by how it begins, whether a file is safetensors. Raises TiaftError."""
-    try:
-        with path.open("rb") as file:
-            return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-    except OSError as error:
-        raise TiaftError(f"{path} cannot be read: {error.strerror}") from error
-
-
 def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Copy Part A's weights out of a state dict, all but a classifier.
 
@@ -103,6 +96,16 @@ def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> N
     net.part_a.load_state_dict(filled)
 
 
+def sha256_of_weights(module: nn.Module) -> str:
+    """Return the hexadecimal SHA-256 of a module's state dict: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        whole = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(whole.view(torch.uint8).numpy().data)  # numpy has no bfloat16
+    return digest.hexdigest()
+
+
 def _check_same_backbone(net: Network, path: Path) -> None:
     """Raise TiaftError if a model file's Part A computes otherwise with the same weights."""
     card = read_card(path)
@@ -124,10 +127,9 @@ def _from_timm(net: Network) -> str:
         args = timm_arguments(name, net.card.tile_size, net.card.backbone_args)
         pretrained = timm.create_model(timm_name, pretrained=True, num_classes=0, **args)
     except Exception as error:  # timm, huggingface_hub and urllib each raise their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TiaftError(
-            f"timm's ImageNet weights of {name} cannot be had ({reason}): go online once, or pass "
-            "--init FILE with weights from elsewhere, or --init random"
+            f"timm's ImageNet weights of {name} cannot be had ({first_line(error)}): "
+            "go online once, or pass --init FILE with weights from elsewhere, or --init random"
         ) from error
     fill_part_a(net, pretrained.state_dict(), Path(f"timm/{timm_name}"))
     config: Any = pretrained.pretrained_cfg

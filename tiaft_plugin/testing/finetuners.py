@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, reason
 from tiaft_plugin.finetune.interface import FinetuneJob, Finetuner, FinetuneResult
-from tiaft_plugin.testing.models import check_model
+from tiaft_plugin.zoo.checks import check_model
 
 BACKBONE = "test_efficientnet"  # timm's smallest with BatchNorm
 TILE_SIZE = 32  # px
@@ -77,7 +77,7 @@ def _run(finetuner: Finetuner, job: FinetuneJob) -> FinetuneResult:
     except TiaftError:
         raise
     except Exception as error:
-        raise TiaftError(f"the finetuner fails: {type(error).__name__}: {error}") from error
+        raise TiaftError(f"the finetuner fails: {reason(error)}") from error
     if not isinstance(result, FinetuneResult):
         raise TiaftError(f"the finetuner returns {type(result).__name__}, not a FinetuneResult")
     for file in (result.model, result.metrics, result.report, result.stage1, result.confusion):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, reason
 
 
 def check_probe(probe: Any) -> None:
@@ -48,7 +48,7 @@ def _table(probe: Any, features: Any, labels: Any, groups: Any) -> dict[str, lis
     try:
         result = probe.run(features, labels, groups, seed=0)
     except Exception as error:
-        raise TiaftError(f"the probe fails{without}: {type(error).__name__}: {error}") from error
+        raise TiaftError(f"the probe fails{without}: {reason(error)}") from error
     try:
         table = {str(name): list(column) for name, column in dict(result).items()}
     except (TypeError, ValueError):

@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 
 from tiaft_plugin.engine.predictions import Sink, TileBlock, TilePredictions
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, reason
 
 
 def check_sink(write: Sink, suffix: str, *, same_bytes: bool = True) -> None:
@@ -83,7 +83,7 @@ def _check_written(write: Sink, predictions: TilePredictions, path: Path) -> Non
     try:
         write(predictions, path)
     except Exception as error:
-        raise TiaftError(f"the sink fails on {asked}: {type(error).__name__}: {error}") from error
+        raise TiaftError(f"the sink fails on {asked}: {reason(error)}") from error
     if not path.exists():
         raise TiaftError(f"the sink wrote no {path.name} ({asked})")
     _check_nothing_beside(path)
@@ -106,7 +106,7 @@ def _check_odd_names(write: Sink, slide: Path, path: Path) -> None:
             if path.exists():
                 raise TiaftError(f"the sink refuses {names} and writes {path.name}") from None
         except Exception as error:
-            raise TiaftError(f"the sink fails on classes {names}: {error!r}") from error
+            raise TiaftError(f"the sink fails on classes {names}: {reason(error)}") from error
         _check_nothing_beside(path)
         path.unlink(missing_ok=True)
 
@@ -149,7 +149,7 @@ def _check_broken_off(write: Sink, slide: Path, path: Path) -> None:
             write(replace(predictions, count=30, blocks=blocks), path)
         except Exception as error:
             if not _caused_by(error, _BrokenOffError):
-                raise TiaftError(f"the sink fails where predictions do: {error!r}") from error
+                raise TiaftError(f"the sink fails where predictions do: {reason(error)}") from error
         else:
             raise TiaftError("the sink hides an error that the predictions end in")
         if before is None and path.exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import Stopped, TiaftError, first_line
 from tiaft_plugin.tiles.threads import in_threads
 from tiaft_plugin.tiles.words import some
 
@@ -38,7 +38,7 @@ def check_images(files: Sequence[Path], root: Path) -> int:
 def read_image(path: Path, size: int | None = None) -> np.ndarray:
     """Return a tile as uint8 (H, W, 3), resized to `size` px (bicubic, antialiased) where given.
 
-    Raises TiaftError that names a file which cannot be decoded.
+    Raises TiaftError that names a file which cannot be decoded: `check_images` saw its header only.
     """
     try:
         with Image.open(path) as image:
@@ -51,8 +51,8 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
     except TiaftError:
         raise
     except Exception as error:  # each of Pillow's formats fails in its own way
-        raise TiaftError(
-            f"{path} cannot be decoded ({error}): copy it again, or remove it"
+        raise Stopped(
+            f"{path} cannot be decoded ({first_line(error)}): copy it again, or remove it"
         ) from error
 
 

@@ -92,7 +92,7 @@ def read_tileset(
     """
     root, rows = list_tiles(Path(path))
     names = {row.label for row in rows}
-    _refuse_same_names(root, names)
+    _refuse_odd_names(root, names)
     tile_size = check_images([row.file for row in rows], root)
     known = recognise([row.file for row in rows], tile_size)
     tiles = TileSet(
@@ -133,7 +133,12 @@ def refuse_rare_classes(tiles: TileSet) -> None:
         )
 
 
-def _refuse_same_names(root: Path, names: set[str]) -> None:
+def _refuse_odd_names(root: Path, names: set[str]) -> None:
+    odd = [repr(name) for name in sorted(names) if not name.isprintable()]
+    if odd:
+        raise TiaftError(
+            f"{root}: class names hold line breaks or the like: {some(odd)}: rename the classes"
+        )
     by_folded: dict[str, list[str]] = {}
     for name in sorted(names):
         by_folded.setdefault(name.casefold(), []).append(name)

@@ -2,18 +2,17 @@
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import sha256_of, write_atomically
+from tiaft_plugin.errors import TiaftError, reason
+from tiaft_plugin.files import locked, sha256_of, write_atomically
 from tiaft_plugin.kather100k import KATHER100K
+from tiaft_plugin.plugins import NAME, collect
 from tiaft_plugin.zoo.promises import ALIASES, FEATURES, PROMISES
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+from tiaft_plugin.zoo.registry import owner_of
 
 
 @dataclass(frozen=True)
@@ -44,25 +43,37 @@ def file_of(name: str) -> Path:
 
 def names() -> list[str]:
     """Return the names of the models in the folder, sorted."""
-    return sorted(path.stem for path in model_folder().glob("*.safetensors"))
+    files = model_folder().glob("*.safetensors")
+    return sorted(path.stem for path in files if not path.name.startswith("."))  # half-written
 
 
 def check_name(name: str) -> str:
-    """Return the name a model file is kept under. Raises TiaftError if it cannot be had.
+    """Return the name a model file is kept under. Raises TiaftError if it cannot be had."""
+    if name in ALIASES:
+        return ALIASES[name].removesuffix(FEATURES)
+    if name not in PROMISES:
+        refuse_model_name(name)
+        registered = collect("register_models").get(name)
+        if registered is not None:
+            raise TiaftError(
+                f"{name} is a model of plug-in {registered.plugin}: choose another name"
+            )
+    return name
+
+
+def refuse_model_name(name: str) -> None:
+    """Raise TiaftError for what cannot name a user's or a plug-in's model.
 
     A name of TIAToolbox, timm or torchvision is refused: theirs would win, silently.
     """
-    if name in ALIASES:
-        return ALIASES[name].removesuffix(FEATURES)
-    if not _NAME.fullmatch(name) or name.endswith(FEATURES):
+    if not NAME.fullmatch(name) or name.endswith(FEATURES):
         raise TiaftError(
-            f"{name!r} cannot name a model: letters, digits, dots, dashes and underscores, and no "
+            f"{name!r} cannot name a model: up to 64 letters, digits and _ . + -, and no "
             f"{FEATURES} at the end, which every model's features have"
         )
-    owner = _owner(name)
+    owner = "tiaft" if name in {*PROMISES, *ALIASES} else owner_of(name)
     if owner:
         raise TiaftError(f"{name} is a model of {owner}: choose another name")
-    return name
 
 
 def add_model(
@@ -84,11 +95,11 @@ def add_model(
 
     name = check_name(name)
     path = file_of(name)
-    if path.exists() and not overwrite:
-        raise TiaftError(
-            f"there is a model {name} already ({path}): pass --overwrite to replace it"
-        )
-    with fetched(str(source), sha256) as file:
+    with locked(path, wait=False), fetched(str(source), sha256) as file:
+        if path.exists() and not overwrite:
+            raise TiaftError(
+                f"there is a model {name} already ({path}): pass --overwrite to replace it"
+            )
         net = load_model(file)
         before = net.card
         if mpp is not None:
@@ -101,14 +112,16 @@ def add_model(
             PROMISES[name].check(net.card)
         if sorted(net.card.classes) == sorted(KATHER100K):
             reorder_classes(net, KATHER100K)
+        _note_file(name).unlink(missing_ok=True)  # no note is better than an earlier file's
         if net.card == before:  # the very same bytes: the SHA-256 stays the model's identity
             with write_atomically(path) as temporary:
                 shutil.copyfile(file, temporary)
         else:
             save_model(net, path, overwrite=True)
-    note = Note(sha256_of(path), _shown(source), datetime.now(UTC).isoformat(timespec="seconds"))
-    with write_atomically(_note_file(name)) as temporary:
-        temporary.write_text(json.dumps(note.__dict__, indent=2) + "\n", encoding="utf-8")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        note = Note(sha256_of(path), _shown(source), now)
+        with write_atomically(_note_file(name)) as temporary:
+            temporary.write_text(json.dumps(note.__dict__, indent=2) + "\n", encoding="utf-8")
     return path
 
 
@@ -116,7 +129,7 @@ def remove_model(name: str) -> Path:
     """Take a model out of the folder. Raises TiaftError if it is not there."""
     name = ALIASES.get(name, name).removesuffix(FEATURES)
     path = file_of(name)
-    if not path.is_file():
+    if not NAME.fullmatch(name) or not path.is_file():
         raise TiaftError(f"there is no model {name} in {model_folder()}")
     path.unlink()
     _note_file(name).unlink(missing_ok=True)
@@ -131,7 +144,7 @@ def note_of(name: str) -> Note | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise TiaftError(f"{_note_file(name)} cannot be read: {error!r}") from error
+        raise TiaftError(f"{_note_file(name)} cannot be read: {reason(error)}") from error
 
 
 def _note_file(name: str) -> Path:
@@ -142,24 +155,3 @@ def _shown(source: str | Path) -> str:
     """A local file by its name alone: paths say more about a person than about a model."""
     text = str(source)
     return text if "://" in text else Path(text).name
-
-
-def _owner(name: str) -> str:
-    """Return whose name this is, or an empty string."""
-    import timm
-    import torchvision
-    from tiatoolbox import rcParam
-    from tiatoolbox.models.architecture.vanilla import timm_arch_dict, torch_cnn_backbone_dict
-
-    if name in PROMISES:
-        return ""
-    if dict.__contains__(rcParam["pretrained_model_info"], name) or name in timm_arch_dict:
-        return "TIAToolbox"
-    if timm.is_model(name):
-        return "timm"
-    if name in torch_cnn_backbone_dict or name in torchvision.models.list_models():
-        return "torchvision"
-    from tiaft_plugin.plugins import collect
-
-    registered = collect("register_models").get(name)
-    return f"plug-in {registered.plugin}" if registered else ""

@@ -1,11 +1,13 @@
 """Build the network that a name stands for, from its file, another file, or a plug-in."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line, reason
 from tiaft_plugin.files import sha256_of
-from tiaft_plugin.network.card import read_card
+from tiaft_plugin.network.card import has_card, read_card
+from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.zoo.folder import model_folder
 from tiaft_plugin.zoo.names import NamedModel, find
 from tiaft_plugin.zoo.promises import PROMISES, same_scale
@@ -42,13 +44,19 @@ def load_named(model: NamedModel, weights: Path | None = None) -> "nn.Module":
     return _with_weights(model, weights)
 
 
-def identity(model: NamedModel) -> str:
-    """Return the SHA-256 of a model's file; for a plug-in's model, its plug-in and name."""
-    if model.file is None:
-        return f"{model.plugin}:{model.base}"
-    if not model.file.is_file():
-        raise no_weights(model.base)
-    return sha256_of(model.file)
+def identity(model: NamedModel, net: "nn.Module", weights: Path | None = None) -> str:
+    """Return the SHA-256 of a model's file, or of `weights`, which it was loaded from instead.
+
+    For a plug-in's model it is that of the plug-in, its version, the model's name and the weights
+    of `net`: its code is not in them.
+    """
+    if model.file is not None:
+        return sha256_of(weights or model.file)
+    from tiaft_plugin.network.weights import sha256_of_weights
+
+    source = plugin_manager().sources.get(model.plugin, "")
+    parts = (model.plugin, source, model.base, sha256_of_weights(net))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def no_weights(name: str) -> TiaftError:
@@ -65,8 +73,13 @@ def known(name: str) -> NamedModel:
     """Return what a name stands for. Raises TiaftError for an unknown one."""
     model = find(name)
     if model is None:
-        raise TiaftError(f"no model {name!r}: `tiaft models list` shows those there are")
+        raise unknown(name)
     return model
+
+
+def unknown(name: str) -> TiaftError:
+    """The error for a name that nobody has."""
+    return TiaftError(f"no model {name!r}: `tiaft models list` shows those there are")
 
 
 def _in_promised_order(net: "Network", name: str) -> None:
@@ -81,7 +94,7 @@ def _with_weights(model: NamedModel, weights: Path) -> "Network":
 
     if not weights.is_file():
         raise TiaftError(f"weights={weights}: no such file")
-    if weights.suffix != ".safetensors" or not _has_card(weights):
+    if not has_card(weights):
         return _with_bare_weights(model, weights)
     net = load_model(weights)
     try:
@@ -120,33 +133,28 @@ def _with_bare_weights(model: NamedModel, weights: Path) -> "Network":
     return net.eval()
 
 
-def _has_card(path: Path) -> bool:
-    from safetensors import safe_open
-
-    from tiaft_plugin.network.card import METADATA_KEY
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except Exception:  # not a safetensors file at all: read_card says so properly
-        return True
-
-
 def _from_plugin(model: NamedModel, weights: Path | None) -> "nn.Module":
-    from tiaft_plugin.testing import check_model
+    from tiaft_plugin.zoo.checks import check_model
 
     assert model.load is not None
-    net: Any = model.load().eval()
+    whose = f"plug-in {model.plugin}, model {model.base}"
+    try:
+        net: Any = model.load().eval()
+    except TiaftError as error:
+        raise TiaftError(f"{whose}: {error}") from error
+    except Exception as error:
+        raise TiaftError(f"{whose}: its load() failed: {reason(error)}") from error
     if weights is not None:
         from tiaft_plugin.network.weights import read_tensors
 
         try:
             net.load_state_dict(read_tensors(weights))
         except RuntimeError as error:
-            first = str(error).splitlines()[0]
-            raise TiaftError(f"weights={weights} do not fit {model.base}: {first}") from error
+            raise TiaftError(
+                f"weights={weights} do not fit {model.base}: {first_line(error)}"
+            ) from error
     try:
         check_model(net, tile_size=model.tile_size, classes=model.classes)
     except TiaftError as error:
-        raise TiaftError(f"plug-in {model.plugin}, model {model.base}: {error}") from error
+        raise TiaftError(f"{whose}: {error}") from error
     return net

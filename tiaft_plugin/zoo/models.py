@@ -1,5 +1,6 @@
 """The classes TIAToolbox's engines run. They live here, so that they unpickle in any process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from tiatoolbox.models.models_abc import ModelABC
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import sha256_of
 from tiaft_plugin.zoo.load import identity, known, load_named
 from tiaft_plugin.zoo.names import NamedModel, of_file
 
@@ -18,12 +18,16 @@ class BatchOutput(np.ndarray):
 
     TIAToolbox's DeepFeatureExtractor keeps ``infer_batch(…)[0]`` on slides and all of
     ``infer_batch(…)`` in patch mode. An array would lose tiles in the first, a list fails on
-    uneven batches in the second; this serves both.
+    uneven batches in the second; this serves both. TIAToolbox writes a literal 0: only Python's
+    own 0 is the whole, and a computed index (numpy's) or iterating gives rows.
     """
 
     def __getitem__(self, key: Any) -> Any:
         whole = self.view(np.ndarray)
-        return whole if isinstance(key, int) and key == 0 else whole[key]
+        return whole if type(key) is int and key == 0 else whole[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.view(np.ndarray))
 
     def __array_finalize__(self, parent: Any) -> None:
         """Nothing to hand on: what is computed from an output is an ordinary array."""
@@ -44,13 +48,13 @@ class TileModel(ModelABC):
         super().__init__()
         self.named: NamedModel = known(name) if isinstance(name, str) else name
         self.net: torch.nn.Module | None = None
-        self.sha256 = ""
+        self.sha256 = ""  # what stores and run records know the model by
 
     def load(self, weights: str | Path | None) -> "TileModel":
         """Build the network, from the name's own weights or from a file. Raises TiaftError."""
         path = Path(weights) if weights else None
         self.net = load_named(self.named, path).eval()
-        self.sha256 = sha256_of(path) if path else identity(self.named)
+        self.sha256 = identity(self.named, self.net, path)
         return self
 
     def load_weights_from_file(self, weights: str | Path) -> "TileModel":

@@ -1,13 +1,15 @@
 """Look a model up by name: a file in the user's folder, one of tiaft's names, or a plug-in's."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.network.card import read_card
-from tiaft_plugin.plugins import collect
+from tiaft_plugin.network.card import is_file, read_card
+from tiaft_plugin.plugins import Registered, collect
 from tiaft_plugin.zoo import folder
 from tiaft_plugin.zoo.promises import ALIASES, FEATURES, PROMISES
 
@@ -34,12 +36,13 @@ class NamedModel:
 def find(name: str) -> NamedModel | None:
     """Return what `name` stands for, or None. Loads no network.
 
-    Raises TiaftError if a file of that name is there and its card is wrong.
+    Raises TiaftError if a file of that name is there and its card is wrong, or if a plug-in has
+    a model of that name and may not. What is wrong with others is a note on stderr.
     """
     target = ALIASES.get(name, name)
     base = target.removesuffix(FEATURES)
     path = folder.file_of(base)
-    if path.is_file():
+    if path.name == f"{base}.safetensors" and is_file(path):  # not another folder's
         card = read_card(path)
         if card.mpp is None:
             raise TiaftError(f"{path} has no µm/px: add it again with --mpp")
@@ -60,12 +63,34 @@ def find(name: str) -> NamedModel | None:
             "file": path,
         }
     else:
-        registered = collect("register_models").get(base)
-        if registered is None:
+        registered = models_of_plugins()
+        found = registered.get(base) or registered.get(name)
+        if found is None:
             return None
-        facts = _facts_of_plugin(registered)
+        facts = _facts_of_plugin(found)
     view = "features" if target.endswith(FEATURES) or not facts["classes"] else "classes"
     return NamedModel(name, base, view, **facts)
+
+
+def models_of_plugins() -> dict[str, Registered]:
+    """Return what plug-ins registered, by name; one that fails is noted on stderr, left out."""
+    return collect("register_models", lambda fault: note_once(str(fault)))
+
+
+def check_registered(registered: Registered) -> None:
+    """Raise TiaftError, which names the plug-in, where its model may not have its name."""
+    if registered.plugin == "zoo":
+        return
+    try:
+        folder.refuse_model_name(registered.name)
+    except TiaftError as error:
+        raise TiaftError(f"plug-in {registered.plugin} registers a model: {error}") from error
+
+
+@cache
+def note_once(text: str) -> None:
+    """Say something on stderr, but not again."""
+    print(f"tiaft: {text}", file=sys.stderr)
 
 
 def of_file(path: Path, view: str) -> NamedModel:
@@ -81,13 +106,8 @@ def of_file(path: Path, view: str) -> NamedModel:
     return NamedModel(path.name, path.stem, view, card.tile_size, card.mpp, card.classes, file=path)
 
 
-def _facts_of_plugin(registered: Any) -> dict[str, Any]:
-    missing = {"tile_size", "mpp"} - registered.options.keys()
-    if missing:
-        raise TiaftError(
-            f"plug-in {registered.plugin} registers model {registered.name} without "
-            f"{' and '.join(sorted(missing))}"
-        )
+def _facts_of_plugin(registered: Registered) -> dict[str, Any]:
+    check_registered(registered)
     return {
         "tile_size": int(registered.options["tile_size"]),
         "mpp": float(registered.options["mpp"]),

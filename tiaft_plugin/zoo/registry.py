@@ -7,46 +7,94 @@ that re-exports our classes; and the two functions that fetch and load weights a
 our names only, as soon as TIAToolbox's modules are imported. Nothing heavy is imported here.
 """
 
+import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any
 
+from tiaft_plugin.errors import TiaftError, reason
+
 SERVED = "tiatoolbox.models.architecture.tiaft"
+_CLOSED: list[str] = []  # doors that are not where they were
 
 
 def install() -> None:
     """Give TIAToolbox our names. Calling it again changes nothing."""
-    from tiatoolbox import rcParam
-
     from tiaft_plugin.zoo.promises import ALIASES, PROMISES
 
-    if isinstance(rcParam["pretrained_model_info"], NameTable):
+    try:
+        from tiatoolbox import rcParam
+
+        names = rcParam["pretrained_model_info"]
+    except (ImportError, KeyError) as error:
+        return _closed("its table of names", error)
+    if isinstance(names, NameTable):
         return
-    table = NameTable(rcParam["pretrained_model_info"])
+    table = NameTable(names)
     rcParam["pretrained_model_info"] = table
     table.listed = (*PROMISES, *ALIASES)
     sys.meta_path.insert(0, Finder())
     for name, change in AFTER_IMPORT.items():
         if name in sys.modules:
-            change(sys.modules[name])
+            _try(change, sys.modules[name])
+
+
+def open_doors() -> list[str]:
+    """Return what keeps TIAToolbox from knowing our names: nothing where all is well.
+
+    Loads TIAToolbox's models, and torch with them.
+    """
+    for name in (*AFTER_IMPORT, SERVED):
+        try:
+            module = import_module(name)
+            if name == "tiatoolbox.models.architecture":
+                _check_used(module.get_pretrained_model, module)
+        except Exception as error:  # any error of any version's import
+            _closed(name, error)
+    return list(_CLOSED)
+
+
+def owner_of(name: str) -> str:
+    """Return whose model a name is: TIAToolbox, timm, torchvision, or nobody's (empty).
+
+    Loads all three.
+    """
+    import timm
+    import torchvision
+    from tiatoolbox import rcParam
+    from tiatoolbox.models.architecture.vanilla import timm_arch_dict, torch_cnn_backbone_dict
+
+    if dict.__contains__(rcParam["pretrained_model_info"], name) or name in timm_arch_dict:
+        return "TIAToolbox"
+    if timm.is_model(name):
+        return "timm"
+    if name in torch_cnn_backbone_dict or name in torchvision.models.list_models():
+        return "torchvision"
+    return ""
 
 
 class NameTable(dict):
     """TIAToolbox's table of models; names that it lacks are looked up with tiaft when asked for.
 
     A plug-in's or the user's names cost nothing until then. Iterating gives TIAToolbox's and
-    tiaft's own.
+    tiaft's own. A damaged model is in the table, and says what is wrong with it when it is got.
     """
 
     listed: tuple[str, ...] = ()
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or (isinstance(name, str) and _entry(name) is not None)
+        if super().__contains__(name):
+            return True
+        try:
+            return isinstance(name, str) and _entry(name) is not None
+        except TiaftError:
+            return True
 
     def __missing__(self, name: str) -> dict:
         entry = _entry(name)
@@ -60,22 +108,32 @@ class NameTable(dict):
 
     def __iter__(self):
         yield from super().__iter__()
-        yield from self.listed
+        yield from (name for name in self.listed if not super(NameTable, self).__contains__(name))
 
     def __len__(self) -> int:
-        return super().__len__() + len(self.listed)
+        return sum(1 for _ in self)
 
     def keys(self):
         """All names of TIAToolbox and tiaft."""
         return list(self)
 
     def items(self):
-        """All names with their entries."""
-        return [(name, self[name]) for name in self]
+        """All names with their entries; damaged models are noted on stderr and left out."""
+        return [(name, entry) for name in self if (entry := _or_note(self, name)) is not None]
 
     def values(self):
-        """All entries."""
-        return [self[name] for name in self]
+        """All entries, as in `items`."""
+        return [entry for _, entry in self.items()]
+
+
+def _or_note(table: NameTable, name: str) -> dict | None:
+    from tiaft_plugin.zoo.names import note_once
+
+    try:
+        return table[name]
+    except TiaftError as error:
+        note_once(str(error))
+        return None
 
 
 def _entry(name: str) -> dict | None:
@@ -129,9 +187,38 @@ def _run_after(loader: Any, change: Callable[[ModuleType], None]) -> None:
 
     def exec_module(module: ModuleType) -> None:
         original(module)
-        change(module)
+        _try(change, module)
 
     loader.exec_module = exec_module
+
+
+def _try(change: Callable[[ModuleType], None], module: ModuleType) -> None:
+    try:
+        change(module)
+    except Exception as error:  # TIAToolbox goes on without our names
+        _closed(module.__name__, error)
+
+
+def _closed(what: str, error: Exception) -> None:
+    """Say, once, that a door into TIAToolbox is not where it was."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = f"TIAToolbox {version('tiatoolbox')}"
+    except PackageNotFoundError:
+        found = "this TIAToolbox"
+    problem = f"tiaft's model names do not work with {found}: {what}: {reason(error)}"
+    if problem not in _CLOSED:
+        _CLOSED.append(problem)
+        print(f"tiaft: {problem}", file=sys.stderr)
+
+
+def _check_used(get_pretrained_model: Any, architecture: ModuleType) -> None:
+    """Raise TiaftError unless TIAToolbox still builds models through what we have wrapped."""
+    used = inspect.unwrap(get_pretrained_model).__code__.co_names
+    for name in ("PRETRAINED_INFO", "fetch_pretrained_weights", "load_torch_model"):
+        if name not in used or not hasattr(architecture, name):
+            raise TiaftError(f"get_pretrained_model does not use {name}")
 
 
 def _wrap_weights(architecture: Any) -> None:

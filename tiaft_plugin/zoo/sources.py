@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, first_line
 from tiaft_plugin.files import sha256_of
 
 _TIMEOUT = 60  # seconds without an answer
@@ -52,7 +52,7 @@ def _from_hugging_face(source: str) -> Path:
     try:
         return Path(hf_hub_download("/".join(parts[:2]), parts[2], revision=revision))
     except Exception as error:  # the hub's errors, and httpx' own where nothing answers
-        raise TiaftError(f"{source} cannot be had: {_first_line(error)}") from error
+        raise TiaftError(f"{source} cannot be had: {first_line(error)}") from error
 
 
 def _download(address: str, path: Path) -> Path:
@@ -65,10 +65,5 @@ def _download(address: str, path: Path) -> Path:
             with bar as stream, path.open("wb") as file:
                 shutil.copyfileobj(stream, file)
     except (OSError, ValueError) as error:  # URLError is an OSError
-        raise TiaftError(f"{address} cannot be had: {_first_line(error)}") from error
+        raise TiaftError(f"{address} cannot be had: {first_line(error)}") from error
     return path
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -3,22 +3,24 @@
 import json
 from pathlib import Path
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import Stopped, TiaftError
 from tiaft_plugin.files import sha256_of
-from tiaft_plugin.network.card import read_card
-from tiaft_plugin.plugins import collect
+from tiaft_plugin.network.card import is_file, is_safetensors, read_card
 from tiaft_plugin.zoo import folder
-from tiaft_plugin.zoo.load import known, load_named
-from tiaft_plugin.zoo.names import NamedModel, find, of_file
+from tiaft_plugin.zoo.load import known, load_named, unknown
+from tiaft_plugin.zoo.names import NamedModel, check_registered, find, models_of_plugins, of_file
 from tiaft_plugin.zoo.promises import ALIASES, FEATURES, PROMISES
 
 
 def model_rows() -> list[tuple[str, str, str, str]]:
     """Return (name, what it gives, its tiles, where it comes from) of each model by name."""
-    names = dict.fromkeys([*PROMISES, *folder.names(), *collect("register_models")])
+    registered = models_of_plugins()
+    names = dict.fromkeys([*PROMISES, *folder.names(), *registered])
     rows = []
     for name in names:
         try:
+            if name in registered:
+                check_registered(registered[name])
             model = find(name)
         except TiaftError as error:
             rows.append((name, "damaged", "", str(error)))
@@ -50,10 +52,26 @@ def describe_model(name: str) -> str:
 
 
 def verify_model(name: str) -> str:
-    """Check a model's hash, card, weights and behaviour. Raises TiaftError with what is wrong."""
-    from tiaft_plugin.testing import check_model
+    """Check a model's hash, card, weights and behaviour. Raises Stopped with what is wrong.
 
-    model = _named_or_file(name)
+    Raises TiaftError where there is no such model or file.
+    """
+    path = Path(name)
+    if is_safetensors(path) and not is_file(path):
+        raise TiaftError(f"{path}: no such model file")
+    try:
+        model = of_file(path, "features") if is_safetensors(path) else find(name)
+        if model is not None:
+            return f"{name}: sound{_checked(model)}"
+    except TiaftError as error:
+        raise Stopped(str(error)) from error
+    raise unknown(name)
+
+
+def _checked(model: NamedModel) -> str:
+    """Check a model; return what is known of its file's hash. Raises TiaftError."""
+    from tiaft_plugin.zoo.checks import check_model
+
     net = load_named(model)
     said = ""
     if model.file is not None:
@@ -66,11 +84,11 @@ def verify_model(name: str) -> str:
             )
         said = f", SHA-256 {found}" + ("" if note else " (none was noted when it was put there)")
     check_model(net, tile_size=model.tile_size, classes=model.classes)
-    return f"{name}: sound{said}"
+    return said
 
 
 def _named_or_file(name: str) -> NamedModel:
-    if Path(name).suffix == ".safetensors":
+    if is_safetensors(Path(name)):
         return of_file(Path(name), "features")
     return known(name)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.errors import TiaftError, reason
 
 # Largest difference of one tile's outputs between batches, relative to the largest output.
 # Convolutions choose other algorithms for other batches, which costs some of the last bits.
@@ -81,7 +81,7 @@ def _outputs(
         raise
     except Exception as error:
         raise TiaftError(
-            f"the model fails on uint8 tiles {tiles.shape}: {type(error).__name__}: {error}"
+            f"the model fails on uint8 tiles {tiles.shape}: {reason(error)}"
         ) from error
     if not np.array_equal(given.cpu().numpy(), tiles):
         raise TiaftError("the model changes its input in place: let it work on a copy")

@@ -1,0 +1,24 @@
+"""Progress bars: all of them look alike and go to stderr."""
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress(
+    total: int | None, what: str, unit: str = "tile", *, wanted: bool | None = True
+) -> tqdm:
+    """Return a bar for `total` things; ``with`` closes it, ``bar.update(n)`` moves it on.
+
+    `wanted` False gives one that shows nothing, None one that shows on terminals only.
+    """
+    # A log file keeps each state of the bar: a cluster's need not hold two a second.
+    pause = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        desc=what,
+        total=total,
+        unit=f" {unit}s",
+        disable=None if wanted is None else not wanted,
+        mininterval=pause,
+        maxinterval=max(pause, 10.0),  # after which tqdm redraws a slow bar
+    )
