@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from tiaft_plugin.cli._slides import run, slide_options
+from tiaft_plugin.cli.options import CLASSES
 
 
 @click.command()
@@ -12,15 +13,16 @@ from tiaft_plugin.cli._slides import run, slide_options
 @click.option(
     "--to",
     "sinks",
-    default="geojson",
+    default="geojson,annotationstore",
     show_default=True,
+    type=CLASSES,
     metavar="A,B",
     help="What to make of the predictions: geojson (QuPath), annotationstore, picture.",
 )
-def predict(sinks: str, **options: Any) -> None:
+def predict(sinks: tuple[str, ...], **options: Any) -> None:
     """Predict the class of the tiles of SLIDES.
 
     Writes OUT/<slide>.zarr (probabilities, coordinates), for each of --to a file beside it
     (OUT/<slide>.geojson, .db, .png), and OUT/summary.csv.
     """
-    run("predictions", [name.strip() for name in sinks.split(",") if name.strip()], options)
+    run("predictions", sinks, options)
