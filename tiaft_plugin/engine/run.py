@@ -143,7 +143,10 @@ def _model_argument(model: str, kind: str) -> str:
         if not Path(model).is_file():
             raise TiaftError(f"{model}: no such model file")
         if Path(model).suffix != ".safetensors":
-            raise TiaftError(f"{model} is no model file: import it with `tiaft models convert`")
+            raise TiaftError(
+                f"{model} is no model file (.safetensors): make one with `tiaft models create FILE "
+                f"--init {model}`, or of a Keras file with `tiaft models convert`"
+            )
         return model
     named = find(model)
     if named is None:
