@@ -320,6 +320,11 @@ def test_add_list_show_verify_remove(tiny_model, model_folder):
         folder.remove_model("lab-model")
 
 
+def test_colleagues_may_read_a_model_file(tiny_model):
+    assert tiny_model.stat().st_mode & 0o044 == 0o044
+    assert folder.add_model("shared", tiny_model).stat().st_mode & 0o044 == 0o044
+
+
 def test_remove_stays_in_the_folder(tiny_model, model_folder, tmp_path):
     model_folder.mkdir()
     outside = tmp_path / "mine.safetensors"

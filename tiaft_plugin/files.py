@@ -27,8 +27,10 @@ def write_atomically(path: Path | str, *, overwrite: bool = True) -> Iterator[Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}"
     temporary.touch(exist_ok=False)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which only we could read
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         if not overwrite:
