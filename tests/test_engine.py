@@ -192,14 +192,30 @@ def test_slides_of_one_name_never_share_a_store(tiny_model, slide, tmp_path):
         assert (again.status, again.store) == ("exists", stored)
 
 
+def test_tiles_go_to_other_processes_with_the_slide_closed(tiny_model, slide):
+    """Forked workers would share one position in an open file; spawned ones cannot be sent it."""
+    import pickle
+
+    from tiaft_plugin.engine.prepare import PreparedTiles
+
+    engine = make_engine("features", str(tiny_model))
+    dataset, _ = engine._tiles_of(slides.open_slide(slide), SlideJob(slide))
+    tiles = PreparedTiles(dataset, engine.prepare(dataset.preproc_func))
+    first = tiles.first()
+    assert dataset.reader is None
+    again = pickle.loads(pickle.dumps(tiles))[0]
+    for name in ("image", "colour"):
+        np.testing.assert_array_equal(again[name], first[name])
+
+
 # Interruption
 
 
 @pytest.mark.slow
 def test_kill_9_then_the_same_command_ends_bit_identical(tiny_model, slide, tmp_path):
     def command(out):
-        options = ["--model", tiny_model, "--out", out, "--stride", 8, "--batch-size", 16]
-        return ["extract", slide, *options]
+        options = ["--model", tiny_model, "--out", out, "--stride", 11, "--batch-size", 16]
+        return ["extract", slide, *options, "--stain", "macenko"]
 
     start = [sys.executable, "-c", "from tiaft_plugin.cli import main; main()"]
     process = subprocess.Popen([*start, *map(str, command(tmp_path / "killed"))])
@@ -218,8 +234,23 @@ def test_kill_9_then_the_same_command_ends_bit_identical(tiny_model, slide, tmp_
     killed = read_store(path, verify=True)
     whole = read_store(tmp_path / "whole" / "colon.ome.zarr", verify=True)
     np.testing.assert_array_equal(killed.values[:], whole.values[:])
+    np.testing.assert_array_equal(killed.colour[:], whole.colour[:])
+    np.testing.assert_array_equal(killed.normalised[:], whole.normalised[:])
     np.testing.assert_array_equal(killed.coordinates[:], whole.coordinates[:])
     assert killed.facts == whole.facts
+
+
+@pytest.mark.parametrize(("resolution", "warned"), [(0.5, True), (0.985, False), (2.0, False)])
+def test_only_what_is_enlarged_by_more_than_2_percent_is_warned_of(
+    tiny_model, slide, tmp_path, resolution, warned
+):
+    done = tiaft(
+        "extract", slide, "--model", tiny_model, "--out", tmp_path, "--resolution", resolution
+    )
+    assert done.returncode == 0 and "Read: Scale" not in done.stderr
+    assert (
+        "is coarser than the tiles are to be: they are enlarged 2 times" in done.stderr
+    ) is warned
 
 
 def test_a_full_disk_stops_with_one_line(tiny_model, slide, tmp_path, monkeypatch):

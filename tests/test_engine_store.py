@@ -24,20 +24,38 @@ SETTINGS = {
 }
 
 
-def make(path, count=1200, *, written=None, overwrite=False, patient=None, how=None, **changes):
+def make(
+    path, count=1200, *, written=None, overwrite=False, patient=None, how=None, beside=(), **changes
+):
     """Write a store of `count` tiles with 4 features; `written` chunks of it, or all."""
     how = {"batch_size": 8, "threads": 1, "device": "cpu", "versions": {}, **(how or {})}
     facts = store.describe({**SETTINGS, **changes}, patient=patient, **how)
     x = np.arange(count) * 10
     coordinates = np.stack([x, x * 0, x + 10, x * 0 + 10], 1)
     group = store.open_for_writing(
-        path, facts, coordinates, np.ones(count), width=4, overwrite=overwrite
+        path, facts, coordinates, np.ones(count), width=4, beside=beside, overwrite=overwrite
     )
     chunks = range(group["chunk_crc32"].shape[0]) if written is None else written
     for number in chunks:
         rows = store.chunk_slice(number, store.CHUNK_ROWS)
-        store.write_chunk(group, number, values(count)[rows])
+        store.write_chunk(
+            group, number, values(count)[rows], {k: v[rows] for k, v in extra(count).items()}
+        )
     return group
+
+
+def extra(count):
+    rng = np.random.default_rng(2)
+    return {"colour": rng.random((count, 54), np.float32), "normalised": rng.random(count) > 0.3}
+
+
+def downgrade(path):
+    """Make of a store what version 1 wrote: it knew nothing of `beside`."""
+    meta = json.loads((path / "zarr.json").read_text())
+    facts = meta["attributes"]["tiaft"]
+    facts["version"] = 1
+    del facts["beside"]
+    (path / "zarr.json").write_text(json.dumps(meta))
 
 
 def values(count):
@@ -181,9 +199,9 @@ def test_a_newer_version_is_refused(tmp_path):
     path = tmp_path / "s.zarr"
     make(path)
     meta = json.loads((path / "zarr.json").read_text())
-    meta["attributes"]["tiaft"]["version"] = 2
+    meta["attributes"]["tiaft"]["version"] = 3
     (path / "zarr.json").write_text(json.dumps(meta))
-    with pytest.raises(TiaftError, match="has version 2 of the store.*upgrade tiaft_plugin"):
+    with pytest.raises(TiaftError, match="has version 3 of the store.*upgrade tiaft_plugin"):
         store.read_store(path)
 
 
@@ -197,6 +215,52 @@ def test_what_is_no_store_is_left_alone(tmp_path):
         with pytest.raises(TiaftError, match="is no store of tiaft's: it is left alone"):
             make(path, overwrite=True)
     assert file.read_text() == "mine" and (folder / "mine.txt").read_text() == "mine"
+
+
+BOTH = ("colour", "normalised")
+
+
+@given(count=st.integers(1, 1100), beside=st.sets(st.sampled_from(BOTH)), killed=st.integers(0, 2))
+@settings(max_examples=12, deadline=None)
+def test_what_stands_beside_goes_with_its_chunk(tmp_path_factory, count, beside, killed):
+    path = tmp_path_factory.mktemp("s") / "s.zarr"
+    group = make(path, count, written=[], beside=beside)
+    chunks = group["chunk_crc32"].shape[0]
+    make(path, count, written=range(min(killed, chunks)), beside=beside)
+    make(path, count, written=range(min(killed, chunks), chunks), beside=beside)
+    found = store.read_store(path, verify=True)
+    assert found.facts["beside"] == sorted(beside) and found.facts["version"] == 2
+    for name in BOTH:
+        array = getattr(found, name)
+        assert (array is not None) == (name in beside)
+        if array is not None:
+            np.testing.assert_array_equal(array[:], extra(count)[name])
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_damage_beside_is_found(tmp_path, name):
+    path = tmp_path / "s.zarr"
+    make(path, beside=BOTH)
+    group = zarr.open_group(path, mode="r+")
+    group[name][600] = 1 - group[name][600] if name == "colour" else ~group[name][600]
+    with pytest.raises(TiaftError, match="s.zarr is damaged: chunk 1 is not what was written"):
+        store.read_store(path, verify=True)
+    group = make(path, written=[], beside=BOTH)
+    assert [store.is_written(group, number) for number in range(3)] == [True, False, True]
+    shutil.rmtree(path / name)
+    with pytest.raises(TiaftError, match=rf"is damaged \({name} missing\): --overwrite makes"):
+        store.read_store(path)
+
+
+def test_stores_of_version_1_are_read_and_gone_on_with(tmp_path):
+    path = tmp_path / "s.zarr"
+    make(path, written=[0])
+    downgrade(path)
+    make(path, written=[1, 2], beside=["colour"])
+    found = store.read_store(path, verify=True)
+    assert len(found) == 1200 and found.colour is None and found.facts["version"] == 1
+    make(path, beside=["colour"], overwrite=True)
+    assert store.read_store(path, verify=True).colour.shape == (1200, 54)
 
 
 def test_nan_is_never_written(tmp_path):

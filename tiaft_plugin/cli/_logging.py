@@ -35,6 +35,7 @@ _SAID_OTHERWISE = (
     "Raw data is None",
     "The image mode is set to 'feature'",
     "get_frame_offsets is deprecated",
+    "Read: Scale > 1",  # of 0.1 %, too; the engine warns where tiles are enlarged
 )
 
 

@@ -16,11 +16,27 @@ from tiaft_plugin.cli.options import (
 )
 from tiaft_plugin.errors import TiaftError
 
+model_option = click.option(
+    "--model", required=True, metavar="NAME|FILE", help="Model name or model file."
+)
+stain_options = together(
+    click.option(
+        "--stain",
+        type=click.Choice(["macenko"]),
+        help="Normalise the stains of each tile before the network sees it.",
+    ),
+    click.option(
+        "--stain-target",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="IMAGE",
+        help="Image to take the stains of [default: the method's reference stains].",
+    ),
+)
 slide_options = together(
     click.argument(
         "slides", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path)
     ),
-    click.option("--model", required=True, metavar="NAME|FILE", help="Model name or model file."),
+    model_option,
     click.option(
         "--out",
         required=True,
@@ -49,7 +65,8 @@ slide_options = together(
         "--masks",
         multiple=True,
         type=click.Path(exists=True, path_type=Path),
-        help="Mask image or QuPath GeoJSON, or a folder of them named as the slides are.",
+        help="Mask image or QuPath GeoJSON, or a folder of them named as the slides are; may be "
+        "repeated.",
     ),
     click.option(
         "--mask-class",
@@ -70,6 +87,7 @@ slide_options = together(
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="CSV table with columns slide,patient: noted in the stores.",
     ),
+    stain_options,
     batch_size_option(32),
     workers_option,
     device_option,
@@ -96,6 +114,7 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
         batch_size=options["batch_size"],
         workers=options["workers"],
         device=options["device"],
+        stain=stain_of(options),
     )
     failed = 0
     for result in run_slides(engine, jobs, out, sinks=chosen, overwrite=options["overwrite"]):
@@ -104,10 +123,20 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
             click.echo(f"FAILED {result.slide}: {result.reason}", err=True)
         else:
             again = " (was there already)" if result.status == "exists" else ""
-            click.echo(f"{result.slide.name}: {result.tiles} tiles -> {result.store}{again}")
+            note = f"; {result.note}" if result.note else ""
+            click.echo(f"{result.slide.name}: {result.tiles} tiles -> {result.store}{again}{note}")
     click.echo(f"{len(jobs) - failed} of {len(jobs)} slides done; summary in {out / 'summary.csv'}")
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def stain_of(options: dict[str, Any]) -> Any:
+    """Return the stain normalisation that --stain and --stain-target ask for, or None."""
+    from tiaft_plugin.engine.stain import make_stain
+
+    if options["stain_target"] and not options["stain"]:
+        raise click.UsageError("--stain-target needs --stain")
+    return make_stain(options["stain"], options["stain_target"])
 
 
 def _jobs(options: dict[str, Any]) -> list[Any]:

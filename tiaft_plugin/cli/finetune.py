@@ -90,7 +90,8 @@ def finetune(tiles: Path, **job: Any) -> None:
     """Fine-tune a network on TILES, a folder per class or a manifest.csv.
 
     Stage 1 trains the new layers (Part B), stage 2 the backbone (Part A). Writes
-    model.safetensors, stage1.safetensors, metrics.csv and report.html.
+    model.safetensors, stage1.safetensors, metrics.csv, report.html and, with held-out tiles,
+    confusion.csv.
     """
     from tiaft_plugin.cli._logging import quiet_tiatoolbox
     from tiaft_plugin.finetune.run import finetune_tiles

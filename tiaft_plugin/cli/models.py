@@ -9,8 +9,22 @@ from tiaft_plugin.cli.options import CLASSES, POSITIVE, network_options, seed_op
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _CARD_OPTIONS = together(
-    click.option("--tile-size", type=click.IntRange(min=1), default=224, show_default=True),
-    click.option("--mpp", type=POSITIVE, default=0.5, show_default=True, metavar="UM_PER_PX"),
+    click.option(
+        "--tile-size",
+        type=click.IntRange(min=1),
+        default=224,
+        show_default=True,
+        metavar="PX",
+        help="Side of the tiles that the model reads.",
+    ),
+    click.option(
+        "--mpp",
+        type=POSITIVE,
+        default=0.5,
+        show_default=True,
+        metavar="UM_PER_PX",
+        help="Resolution of these tiles.",
+    ),
     click.option("--licence", default="", help="Licence of the weights, for the card."),
     click.option("--overwrite", is_flag=True, help="Replace FILE."),
 )
@@ -107,7 +121,7 @@ def create(file: Path, classes: tuple[str, ...], **options: Any) -> None:
 @click.option("--classes", type=CLASSES, default="", help="A,B,C in the order of SOURCE's outputs.")
 @_CARD_OPTIONS
 def convert(source: Path, file: Path, overwrite: bool, **options: Any) -> None:
-    """Make a model FILE of a Keras Xception (.h5, .weights.h5), exactly."""
+    """Make a model FILE of a Keras Xception (.h5, .weights.h5, .keras), exactly."""
     from tiaft_plugin.zoo.convert import convert_keras
 
     net = convert_keras(source, file, overwrite=overwrite, **options)

@@ -6,6 +6,7 @@ and nothing in it removed, a slide that fails does not stop the others, and an i
 goes on where it stopped.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from tiaft_plugin.engine import facts, store
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.naming import store_path
+from tiaft_plugin.engine.prepare import Prepare, PreparedTiles, Stain
 from tiaft_plugin.engine.slides import has_tissue, open_slide, tissue_fractions
 from tiaft_plugin.errors import SlidesFailed, Stopped, TiaftError, reason
 from tiaft_plugin.files import DISK_ERRORS, locked
@@ -44,13 +46,14 @@ class StoreEngine(PatchPredictor):
     min_tissue = 0.0  # tiles with less tissue than this fraction are left out
     auto_mask = True
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any):
+    def __init__(self, model: Any, *args: Any, stain: Stain | None = None, **kwargs: Any):
         ioconfig = None
         if isinstance(model, str | Path) and Path(model).suffix == ".safetensors":
             model, ioconfig = model_from_file(Path(model), view=self.view)
         super().__init__(model, *args, **kwargs)
         if ioconfig is not None:
             self.ioconfig = self._ioconfig = ioconfig
+        self.stain = stain
 
     def process(
         self, jobs: Sequence[SlideJob], out: Path, *, overwrite: bool = False
@@ -63,40 +66,56 @@ class StoreEngine(PatchPredictor):
         for job in jobs:
             started = time.perf_counter()
             try:
-                path, count, existed = self._one_slide(job, out, taken, overwrite=overwrite)
+                result = self._one_slide(job, out, taken, overwrite=overwrite)
             except Exception as error:  # slide libraries and models raise whatever they like
                 if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                     text = f"{out}: {error.strerror}; put that right and run the same command again"
                     raise Stopped(text) from error
                 yield SlideResult(job.slide, "failed", reason=reason(error))
             else:
-                seconds = time.perf_counter() - started
-                yield SlideResult(job.slide, "exists" if existed else "done", path, count, seconds)
+                yield replace(result, seconds=time.perf_counter() - started)
+
+    def outputs_of(self, tiles: Any) -> np.ndarray:
+        """Return the model's output (B, D) of one batch of preprocessed tiles."""
+        return self._get_model_attr("infer_batch")(self.model, tiles, device=self.device)[0]
+
+    def prepare(self, preprocess: Callable) -> Prepare:
+        """Return what makes of a tile, as read, the model's input and what is kept beside."""
+        return Prepare(preprocess, self.stain, colour=self.kind == "features")
 
     def _one_slide(
         self, job: SlideJob, out: Path, taken: dict[Path, Path], *, overwrite: bool
-    ) -> tuple[Path, int, bool]:
-        """Return the store, its number of tiles, and whether it was complete before."""
+    ) -> SlideResult:
         reader = job.reader or open_slide(job.slide, job.mpp)
         if callable(job.mask):
             job = replace(job, mask=job.mask(reader))
         dataset, tissue = self._tiles_of(reader, job)
         about = self._describe(job, reader, dataset)
+        tiles = PreparedTiles(dataset, self.prepare(dataset.preproc_func))
         path = store_path(out, job.slide, about["slide"]["fingerprint"], taken)
         with locked(path, wait=False):
-            group = store.open_for_writing(
-                path,
-                about,
-                dataset.inputs,
-                tissue,
-                width=self._output_width(dataset),
-                overwrite=overwrite,
-            )
+            group = self._open_store(path, about, tiles, tissue, overwrite=overwrite)
             chunks = range(group["chunk_crc32"].shape[0])
             missing = [number for number in chunks if not store.is_written(group, number)]
             if missing:
-                self._write_chunks(group, dataset, missing, job.slide.name)
-        return path, len(dataset), not missing
+                self._write_chunks(group, tiles, missing, job.slide.name)
+            note = _note(group)
+        return SlideResult(job.slide, "done" if missing else "exists", path, len(tiles), note=note)
+
+    def _open_store(
+        self, path: Path, about: dict, tiles: PreparedTiles, tissue: np.ndarray, *, overwrite: bool
+    ) -> Any:
+        first = tiles.first()
+        outputs = self.outputs_of(torch.as_tensor(np.asarray(first.pop("image")))[None])
+        return store.open_for_writing(
+            path,
+            about,
+            tiles.coordinates,
+            tissue,
+            width=outputs.shape[1],
+            beside=list(first),
+            overwrite=overwrite,
+        )
 
     def _tiles_of(self, reader: WSIReader, job: SlideJob) -> tuple[Any, np.ndarray]:
         """Return TIAToolbox's dataset of a slide's tiles, and the tissue fraction of each."""
@@ -118,6 +137,7 @@ class StoreEngine(PatchPredictor):
             raise
         dataset: Any = loader.dataset
         _refuse_misfit(reader, dataset)
+        _warn_of_enlarging(job.slide, facts.scale_to_baseline(reader, dataset))
         tissue = np.ones(len(dataset.inputs), dtype=np.float32)
         if dataset.mask_reader is not None:
             shape = reader.slide_dimensions(dataset.resolution, dataset.units)
@@ -128,26 +148,27 @@ class StoreEngine(PatchPredictor):
         dataset.inputs = dataset.inputs[enough]
         return dataset, tissue[enough]
 
-    def _write_chunks(self, group: Any, dataset: Any, missing: list[int], name: str) -> None:
+    def _write_chunks(
+        self, group: Any, tiles: PreparedTiles, missing: list[int], name: str
+    ) -> None:
         size = store.facts_of(group)["chunk_rows"]
-        chunks = [range(len(dataset))[store.chunk_slice(number, size)] for number in missing]
+        kept = store.beside_of(store.facts_of(group))
+        chunks = [range(len(tiles))[store.chunk_slice(number, size)] for number in missing]
         batches = ChunkBatches(chunks, self.batch_size)
-        loader = iter(DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers))
-        infer = self._get_model_attr("infer_batch")
+        loader = iter(DataLoader(tiles, batch_sampler=batches, num_workers=self.num_workers))
         total = sum(map(len, chunks))
         with progress(total, name, wanted=self.verbose) as bar:
             for number, rows in zip(missing, chunks, strict=True):
                 outputs: list[np.ndarray] = []
+                beside: dict[str, list[np.ndarray]] = {name: [] for name in kept}
                 for _ in range(0, len(rows), self.batch_size):
-                    tiles = next(loader)["image"]
-                    outputs.append(infer(self.model, tiles, device=self.device)[0])
-                    bar.update(len(tiles))
-                store.write_chunk(group, number, np.concatenate(outputs))
-
-    def _output_width(self, dataset: Any) -> int:
-        tile = torch.as_tensor(np.asarray(dataset[0]["image"]))[None]
-        infer = self._get_model_attr("infer_batch")
-        return int(infer(self.model, tile, device=self.device)[0].shape[1])
+                    batch = next(loader)
+                    outputs.append(self.outputs_of(batch["image"]))
+                    for name in kept:
+                        beside[name].append(batch[name].numpy())
+                    bar.update(len(outputs[-1]))
+                joined = {name: np.concatenate(parts) for name, parts in beside.items()}
+                store.write_chunk(group, number, np.concatenate(outputs), joined)
 
     def _describe(self, job: SlideJob, reader: WSIReader, dataset: Any) -> dict[str, Any]:
         """Return the store's attributes (docs/formats.md)."""
@@ -155,12 +176,12 @@ class StoreEngine(PatchPredictor):
         settings = {
             "kind": self.kind,
             "slide": facts.slide_facts(job.slide, reader),
-            "model": self._model_facts,
+            "model": self.model_facts,
             "classes": self._class_names(),
             "grid": facts.grid_facts(self._ioconfig, dataset, mask, self.min_tissue),
             "scale_to_baseline": facts.scale_to_baseline(reader, dataset),
             "precision": "float32",
-            "stain_normalisation": None,
+            "stain_normalisation": getattr(self.stain, "facts", None),
         }
         return store.describe(
             settings,
@@ -173,7 +194,8 @@ class StoreEngine(PatchPredictor):
         )
 
     @cached_property
-    def _model_facts(self) -> dict[str, str]:
+    def model_facts(self) -> dict[str, str]:
+        """The name and SHA-256 that stores know the model by."""
         model = self._bare_model()
         if isinstance(model, TileModel):
             return {"name": model.named.name, "sha256": model.sha256}
@@ -189,6 +211,14 @@ class StoreEngine(PatchPredictor):
     def _get_model_attr(self, attr_name: str) -> Callable:
         found = super()._get_model_attr(attr_name)
         return _whole_batches(found) if attr_name == "infer_batch" else found
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Return TIAToolbox's loader; of tiles alone (patch mode), with stains normalised."""
+        loader = super().get_dataloader(*args, **kwargs)
+        if self.stain is not None and kwargs.get("patch_mode", True):
+            dataset: Any = loader.dataset
+            dataset.preproc_func = Prepare(dataset.preproc_func, self.stain).image
+        return loader
 
     def _update_run_params(self, images: Any, **kwargs: Any) -> Path | None:
         self._overwrite = bool(kwargs.get("overwrite"))
@@ -226,8 +256,9 @@ class StoreEngine(PatchPredictor):
 class FeatureExtractor(StoreEngine, DeepFeatureExtractor):
     """TIAToolbox's DeepFeatureExtractor, with the same `run`, whose slides end in feature stores.
 
-    `model` is a name, a TIAToolbox model, or a model file (``.safetensors``). `run` raises
-    SlidesFailed, after all slides, where some failed.
+    `model` is a name, a TIAToolbox model, or a model file (``.safetensors``); `stain` normalises
+    tiles (``tiaft_plugin.engine.stain.Macenko()``). `run` raises SlidesFailed, after all slides,
+    where some failed.
     """
 
     kind, view = "features", "features"
@@ -236,7 +267,7 @@ class FeatureExtractor(StoreEngine, DeepFeatureExtractor):
 class TilePredictor(StoreEngine):
     """TIAToolbox's PatchPredictor, with the same `run`, whose slides end in prediction stores.
 
-    `model` and errors as in FeatureExtractor.
+    `model`, `stain` and errors as in FeatureExtractor.
     """
 
     kind, view = "predictions", "classes"
@@ -266,6 +297,24 @@ def _refuse_misfit(reader: WSIReader, dataset: Any) -> None:
             f"the mask, {columns}×{rows} px, has another shape than the slide ({width}×{height}): "
             "is it another slide's?"
         )
+
+
+def _warn_of_enlarging(slide: Path, scale: Sequence[float]) -> None:
+    """Warn where tiles have a finer resolution than the slide; of 2 % TIAToolbox warns, too."""
+    if min(scale) < 1 / 1.02:
+        logging.getLogger(__name__).warning(
+            "%s is coarser than the tiles are to be: they are enlarged %.3g times",
+            slide,
+            1 / min(scale),
+        )
+
+
+def _note(group: Any) -> str:
+    if "normalised" not in store.beside_of(store.facts_of(group)):
+        return ""
+    normalised = np.asarray(group["normalised"][:])
+    left = int((~normalised).sum())
+    return f"{left} of {len(normalised)} tiles not stain-normalised" if left else ""
 
 
 class ChunkBatches(Sampler[list[int]]):

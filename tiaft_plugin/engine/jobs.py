@@ -34,7 +34,10 @@ class SlideJob:
 
 @dataclass(frozen=True)
 class SlideResult:
-    """What became of a slide: `status` is "done", "exists" or "failed" (then with a reason)."""
+    """What became of a slide: `status` is "done", "exists" or "failed" (then with a reason).
+
+    `note` says what is to be known of one that did not fail.
+    """
 
     slide: Path
     status: str
@@ -42,6 +45,7 @@ class SlideResult:
     tiles: int = 0
     seconds: float = 0.0
     reason: str = ""
+    note: str = ""
 
 
 def match_masks(slides: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:

@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.plugins import call_hook
+from tiaft_plugin.plugins import each_plugin
 
 if TYPE_CHECKING:
     from tiaft_plugin.engine.store import Store
@@ -117,11 +117,17 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
     def blocks() -> Iterator[TileBlock]:
         for bounds, probabilities in store.blocks():
             block = TileBlock(bounds, probabilities, store.tile_ids(bounds))
-            for added in call_hook("measure_tiles", slide=slide, tiles=block):
-                for name, values in _checked(added, len(bounds)).items():
-                    if name in block.measurements:
-                        raise TiaftError(f"two plug-ins measure {name!r}: leave one of them out")
-                    block.measurements[name] = values
+            measured_by: dict[str, str] = {}
+            for plugin, measure in each_plugin("measure_tiles"):
+                for added in measure(slide=slide, tiles=block):
+                    for name, values in _checked(added, len(bounds)).items():
+                        if name in measured_by:
+                            raise TiaftError(
+                                f"plug-ins {measured_by[name]} and {plugin} both measure {name!r}; "
+                                f"TIAFT_DISABLE_PLUGINS={plugin} leaves the second out"
+                            )
+                        measured_by[name] = plugin
+                        block.measurements[name] = values
             yield block
 
     width, height = store.facts["slide"]["size"]

@@ -9,6 +9,7 @@ from typing import Any
 from tiaft_plugin.engine.extractor import FeatureExtractor, TilePredictor
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.predictions import predictions_of
+from tiaft_plugin.engine.prepare import Stain
 from tiaft_plugin.engine.store import note_sink, read_store
 from tiaft_plugin.engine.summary import add_to_summary, read_summary
 from tiaft_plugin.errors import TiaftError, reason
@@ -27,11 +28,12 @@ def make_engine(
     batch_size: int = 32,
     workers: int = 0,
     device: str = "auto",
+    stain: Stain | None = None,
 ) -> FeatureExtractor | TilePredictor:
     """Make an engine for ``features`` or ``predictions``, ready to `process` slides.
 
     `model` is a name or a model file. `resolution` (µm/px) and `stride` (px at that resolution)
-    replace the model's. Raises TiaftError.
+    replace the model's; `stain` is `engine.stain.make_stain`'s. Raises TiaftError.
     """
     engine_class = {"features": FeatureExtractor, "predictions": TilePredictor}[kind]
     argument = _model_argument(model, kind)
@@ -41,6 +43,7 @@ def make_engine(
             batch_size=batch_size,
             num_workers=workers,
             device=str(pick_device(device)),
+            stain=stain,
         )
     except TiaftError:
         raise

@@ -1,14 +1,15 @@
 """The store of a slide's features or predictions: one schema, written chunk by chunk, verifiable.
 
 ``docs/formats.md`` describes it. A chunk counts as written when its CRC-32 stands in
-``chunk_crc32``, which is put there after the chunk itself: a run interrupted at any instant goes
-on with the first chunk that has none, and a store is complete when every chunk has one.
+``chunk_crc32``, which is put there after the chunk itself, in all its arrays: a run interrupted at
+any instant goes on with the first chunk that has none, and a store is complete when every chunk has
+one.
 """
 
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ from uuid import UUID, uuid5
 import numpy as np
 import zarr
 
+from tiaft_plugin.engine.colour import COLOUR_WIDTH
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_folder_atomically
 
 SCHEMA = "tiaft-tiles"
-VERSION = 1
+VERSION = 2  # 1 had no `beside`, and is still read and gone on with
 CHUNK_ROWS = 512
 ARRAYS = {"features": "features", "predictions": "probabilities"}
+BESIDE: dict[str, tuple[tuple[int, ...], str]] = {  # a row's shape and dtype
+    "colour": ((COLOUR_WIDTH,), "float32"),
+    "normalised": ((), "bool"),
+}
 Group = Any  # zarr.Group, whose items zarr types as unions of all they could be
 _CIRCUMSTANCES = ("batch_size", "threads", "device", "versions")
 _NEEDED = (
@@ -47,7 +53,8 @@ class Store:
 
     `values` is (N, D) float32: features, or class probabilities; `coordinates` (N, 4) int64 x0,
     y0, x1, y1 at the read resolution; `tissue` (N,) float32, the tissue fraction of each tile.
-    `facts` are its attributes.
+    `facts` are its attributes. `colour` is (N, 54) float32 (`colour_features`), `normalised` (N,)
+    bool, where stain normalisation was asked for; None in a store without.
     """
 
     path: Path
@@ -56,6 +63,8 @@ class Store:
     coordinates: zarr.Array
     tissue: zarr.Array
     facts: dict[str, Any]
+    colour: zarr.Array | None = None
+    normalised: zarr.Array | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -114,7 +123,10 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
                     f"{path} is damaged: chunk {number} is not what was written; run the same "
                     "command again, it writes that chunk anew"
                 )
-    return Store(path, facts["kind"], values, group["coordinates"], group["tissue"], facts)
+    beside = {name: group[name] for name in beside_of(facts)}
+    return Store(
+        path, facts["kind"], values, group["coordinates"], group["tissue"], facts, **beside
+    )
 
 
 def open_for_writing(
@@ -124,14 +136,17 @@ def open_for_writing(
     tissue: np.ndarray,
     *,
     width: int,
+    beside: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Group:
     """Create a store with nothing written yet, or open the one that the same settings began.
 
-    `facts` are `describe`'s. With `overwrite`, any store of tiaft's at `path` is replaced; what is
-    no store never is. Raises TiaftError.
+    `facts` are `describe`'s; `beside` names the arrays of BESIDE that a new store has (one that
+    was begun keeps to its own). With `overwrite`, any store of tiaft's at `path` is replaced; what
+    is no store never is. Raises TiaftError.
     """
-    facts = {**facts, "tiles_sha256": _hash_of_tiles(coordinates, tissue)}
+    tiles_sha256 = _hash_of_tiles(coordinates, tissue)
+    facts = {**facts, "tiles_sha256": tiles_sha256, "beside": sorted(beside)}
     if path.exists():
         open_any(path)  # raises for what is no store
         if not overwrite:
@@ -167,8 +182,13 @@ def _go_on(path: Path, facts: dict[str, Any]) -> Group:
     return group
 
 
-def write_chunk(group: Group, number: int, values: np.ndarray) -> None:
-    """Write chunk `number`, and only then mark it as written."""
+def write_chunk(
+    group: Group, number: int, values: np.ndarray, beside: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write chunk `number` with what stands beside its values, and only then mark it as written.
+
+    `beside` holds at least the arrays that the store has. Raises TiaftError for NaN and infinity.
+    """
     facts = facts_of(group)
     rows = chunk_slice(number, facts["chunk_rows"])
     values = np.ascontiguousarray(values, dtype=np.float32)
@@ -177,7 +197,11 @@ def write_chunk(group: Group, number: int, values: np.ndarray) -> None:
     group[ARRAYS[facts["kind"]]][rows] = values
     if facts["kind"] == "predictions":
         group["predictions"][rows] = values.argmax(axis=1)
-    group["chunk_crc32"][number] = zlib.crc32(values.tobytes())
+    arrays = [values]
+    for name in beside_of(facts):
+        arrays.append(np.ascontiguousarray((beside or {})[name], dtype=BESIDE[name][1]))
+        group[name][rows] = arrays[-1]
+    group["chunk_crc32"][number] = _crc32(arrays)
 
 
 def is_written(group: Group, number: int) -> bool:
@@ -186,15 +210,20 @@ def is_written(group: Group, number: int) -> bool:
     rows = chunk_slice(number, facts["chunk_rows"])
     try:
         crc = int(group["chunk_crc32"][number])
-        values = np.ascontiguousarray(group[ARRAYS[facts["kind"]]][rows])
+        arrays = [group[name][rows] for name in (ARRAYS[facts["kind"]], *beside_of(facts))]
     except Exception:  # a file of the chunk is damaged: codecs raise what they like
         return False
-    return crc != _NOT_WRITTEN and zlib.crc32(values.tobytes()) == crc
+    return crc != _NOT_WRITTEN and _crc32(arrays) == crc
 
 
 def facts_of(group: Group) -> dict[str, Any]:
     """Return a store's attributes."""
     return dict(group.attrs)["tiaft"]
+
+
+def beside_of(facts: dict[str, Any]) -> list[str]:
+    """Return the names of the arrays that stand beside the values of a store of these `facts`."""
+    return facts.get("beside", [])  # none in version 1
 
 
 def count_missing(group: Group) -> int:
@@ -234,6 +263,13 @@ def note_sink(path: Path, name: str) -> None:
     group.attrs["tiaft"] = {**facts, "sinks": sorted({*facts["sinks"], name})}
 
 
+def _crc32(arrays: Sequence[np.ndarray]) -> int:
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+    return crc
+
+
 def _hash_of_tiles(coordinates: np.ndarray, tissue: np.ndarray) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(coordinates, dtype="<i8").tobytes())
     digest.update(np.ascontiguousarray(tissue, dtype="<f4").tobytes())
@@ -263,6 +299,9 @@ def _create(
     )
     if facts["kind"] == "predictions":  # TIAToolbox's converters read it
         group.create_array("predictions", shape=(count,), chunks=(CHUNK_ROWS,), dtype="int64")
+    for name in beside_of(facts):
+        shape, dtype = BESIDE[name]
+        group.create_array(name, shape=(count, *shape), chunks=(CHUNK_ROWS, *shape), dtype=dtype)
     for name, values in (
         ("coordinates", np.asarray(coordinates, dtype=np.int64)),
         ("tissue", np.asarray(tissue, dtype=np.float32)),
@@ -298,8 +337,9 @@ def open_any(path: Path) -> Group:
 def open_sound(path: Path) -> Group:
     """Open a store for reading that has all its arrays, complete or not. Raises TiaftError."""
     group = open_any(path)
-    kind = str(facts_of(group).get("kind"))
-    arrays = ["coordinates", "tissue", "chunk_crc32", ARRAYS.get(kind, "?")]
+    facts = facts_of(group)
+    values = ARRAYS.get(str(facts.get("kind")), "?")
+    arrays = ["coordinates", "tissue", "chunk_crc32", values, *beside_of(facts)]
     lacking = [name for name in arrays if name not in group]
     try:
         if not lacking:

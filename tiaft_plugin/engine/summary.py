@@ -32,7 +32,7 @@ def add_to_summary(path: Path, result: SlideResult) -> None:
             "status": result.status,
             "tiles": result.tiles,
             "seconds": f"{result.seconds:.1f}",
-            "reason": result.reason,
+            "reason": result.reason or result.note,
         }
         with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)

@@ -28,8 +28,8 @@ def convert_keras(
 
     if source.suffix.lower() not in (".h5", ".hdf5", ".keras"):
         raise TiaftError(
-            f"{source} is no Keras file (.h5, .weights.h5): a .pth or .safetensors file of a "
-            f"backbone goes into `tiaft models create FILE --init {source.name}`"
+            f"{source} is no Keras file (.h5, .weights.h5, .keras): a .pth or .safetensors file "
+            f"of a backbone goes into `tiaft models create FILE --init {source.name}`"
         )
     if not overwrite:
         refuse_existing(file)
