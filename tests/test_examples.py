@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("model_plugin", "sink_plugin", "hook_plugin", "command_plugin")
+NAMES = ("model_plugin", "probe_plugin", "sink_plugin", "hook_plugin", "command_plugin")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_tiaft_plugins_lists_them(installed):
     listed = run(installed, TIAFT, "plugins")
     for line in (
         "colour-texture (tiaft-colour-texture 0.1)\n  register_models: colour-texture\n",
+        "knn (tiaft-knn 0.1)\n  register_probes: knn\n",
         "tile-table (tiaft-tile-table 0.1)\n  register_sinks: tile-table\n",
         "tile-area (tiaft-tile-area 0.1)\n  choose_augmentation\n  measure_tiles\n",
         "classes (tiaft-classes 0.1)\n  register_commands: classes\n",
@@ -78,6 +79,17 @@ print(model.plugin, model.options)
 """
     said = run(installed, code)
     assert said == "colour-texture {'tile_size': 224, 'mpp': 0.5, 'classes': ()}\n"
+
+
+def test_the_probe_keeps_its_promises(installed):
+    code = """
+from tiaft_plugin.plugins import collect
+from tiaft_plugin.testing import check_probe
+probe = collect("register_probes")["knn"]
+check_probe(probe.thing)
+print(probe.plugin, probe.thing.kind, dict(probe.thing.settings))
+"""
+    assert run(installed, code) == "knn classes {'neighbours': 5}\n"
 
 
 def test_the_sink_keeps_its_promises(installed, tmp_path):

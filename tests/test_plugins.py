@@ -162,7 +162,7 @@ def test_hooks_of(manager):
 
 @pytest.mark.parametrize("hook", list(REGISTER))
 def test_what_a_register_hook_is_given(manager, hook):
-    """register_models, register_finetuners, register_probes, register_sinks."""
+    """register_models, …_finetuners, register_probes, register_aggregators, register_sinks."""
     options = {"register_models": {"tile_size": 1, "mpp": 1.0}, "register_sinks": {"suffix": ".x"}}
     add(manager, "a", **{hook: lambda register: register("n", "it", **options.get(hook, {}))})
     assert collect(hook)["n"].thing == "it"

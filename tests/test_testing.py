@@ -5,6 +5,7 @@ import csv
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -278,63 +279,206 @@ def test_a_suffix_begins_with_a_dot(suffix):
 # Probes
 
 
-class Centroids:
-    """How many tiles of each class are nearest to their class's mean."""
+class Standard:
+    """What a good probe does with features: standardise them by the training rows."""
 
-    def run(self, features, labels, groups=None, *, seed=0):
-        names = np.unique(labels)
-        means = np.stack([features[labels == name].mean(axis=0) for name in names])
-        nearest = ((features[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
-        right = names[nearest] == labels
-        return {"class": names, "recall": [right[labels == name].mean() for name in names]}
+    kind = "classes"
+    unit = "tile"
+    settings = MappingProxyType({"distance": "euclidean"})
 
-
-def test_a_good_probe_passes():
-    check_probe(Centroids())
-
-
-def probe(run):
-    return type("Probe", (Centroids,), {"run": run})()
+    def fit(self, features, targets, groups, seed):
+        mean, sd = features.mean(axis=0), features.std(axis=0)
+        sd[features.min(axis=0) == features.max(axis=0)] = 1
+        learnt = self.learn((features - mean) / sd, targets)
+        return lambda rows: self.score((rows - mean) / sd, learnt)
 
 
-def split_by_position(self, features, labels, groups=None, *, seed=0):
-    return {"half": [0], "mean": [float(features[: len(features) // 2].mean())]}
+class Centroids(Standard):
+    """Which class's mean is nearest."""
+
+    def learn(self, rows, targets):
+        names = np.unique(targets)
+        return np.stack([rows[targets == name].mean(axis=0) for name in names])
+
+    def score(self, rows, means):
+        return -((rows[:, None] - means) ** 2).sum(axis=2)
 
 
-def draw_globally(self, features, labels, groups=None, *, seed=0):
-    return {"draw": [np.random.rand() * 0]}
+class Least(Standard):
+    """Least squares."""
+
+    kind = "numbers"
+    unit = "patient"
+
+    def learn(self, rows, targets):
+        return targets.mean(axis=0), np.linalg.pinv(rows, rcond=1e-6) @ targets
+
+    def score(self, rows, learnt):
+        return learnt[0] + rows @ learnt[1]
 
 
-def forget_the_seed(self, features, labels, groups=None, *, seed=0):
-    return {"draw": [np.random.default_rng().random()]}
+class Mutated(Least):
+    """Least squares of 0 and 1."""
+
+    kind = "binary"
 
 
-def scale_in_place(self, features, labels, groups=None, *, seed=0):
-    features -= features.mean(axis=0)
-    return {"mean": [0.0]}
+class Variants(Mutated):
+    variants = ("sharp", "nothing")
+
+    def score(self, rows, learnt):
+        sharp = super().score(rows, learnt)
+        return np.stack([sharp, np.zeros(len(rows))], axis=1)
 
 
-def need_groups(self, features, labels, groups=None, *, seed=0):
-    return {"groups": [len(set(groups))]}
+@pytest.mark.parametrize("good", [Centroids, Least, Mutated, Variants])
+def test_a_good_probe_passes(good):
+    check_probe(good())
+
+
+def spoiled(good, **change):
+    """Return a good probe with some of it changed."""
+    return type("Spoiled", (good,), change)()
 
 
 @pytest.mark.parametrize(
-    ("run", "said"),
+    ("change", "said"),
     [
-        (split_by_position, "depends on the order of the rows"),
-        (draw_globally, "draws from numpy's global random state"),
-        (forget_the_seed, "another table for the same data and seed"),
-        (scale_in_place, "the probe fails: ValueError: output array is read-only"),
-        (need_groups, "the probe fails without groups: TypeError"),
-        (lambda self, *a, seed=0: {"a": [1], "b": [1, 2]}, r"columns of lengths \[1, 2\]"),
-        (lambda self, *a, seed=0: {}, "returns dict with columns of lengths"),
-        (lambda self, *a, seed=0: 0.98, "returns float"),
-        (lambda self, features, labels: {}, "the probe fails: TypeError"),
+        ({"kind": "survival"}, "kind is 'survival': one of classes, numbers, binary is needed"),
+        ({"unit": None}, "unit is None: one of tile, patient is needed"),
+        ({"settings": None}, "settings are None: a dict is needed, or an empty one"),
+        ({"settings": [("a", 1)]}, r"settings are \[\('a', 1\)\]: a dict is needed"),
+        ({"settings": {"rng": np.int64(1)}}, "settings cannot be written as JSON: .*int64"),
+        ({"settings": {"a": float("nan")}}, "settings cannot be written as JSON: Out of range"),
+        ({"title": " "}, "title is ' ': some text is needed, or no title"),
+        ({"fit": None}, r"no method fit\(features, targets, groups, seed\)"),
+        ({"variants": ("a",)}, "has variants and predicts classes: only 'binary' has them"),
+        ({"variants": "min"}, "variants are 'min': a tuple of names is needed"),
+        ({"variants": 3}, "variants are 3: a tuple of names is needed"),
+        ({"variants": ("a", "a")}, r"variants are \('a', 'a'\): each name once"),
     ],
 )
-def test_each_fault_of_a_probe_is_named(run, said):
+def test_what_a_probe_says_of_itself(change, said):
     with pytest.raises(TiaftError, match=said):
-        check_probe(probe(run))
+        check_probe(spoiled(Centroids, **change))
+
+
+def draw_globally(self, rows, targets):
+    np.random.rand()
+    return Centroids.learn(self, rows, targets)
+
+
+def seed_globally(self, rows, means):
+    np.random.seed(0)
+    return Centroids.score(self, rows, means)
+
+
+def forget_the_seed(self, rows, targets):
+    means = Centroids.learn(self, rows, targets)
+    return means + 1e-9 * np.random.default_rng().normal(size=means.shape)
+
+
+def fit_in_place(self, features, targets, groups, seed):
+    features -= features.mean(axis=0)
+    return Centroids.fit(self, features, targets, groups, seed)
+
+
+def score_in_place(self, features, targets, groups, seed):
+    predict = Centroids.fit(self, features, targets, groups, seed)
+
+    def predict_in_place(rows):
+        rows *= 1
+        return predict(rows)
+
+    return predict_in_place
+
+
+def keep_in_the_probe(self, features, targets, groups, seed):
+    self.predict = Centroids.fit(self, features, targets, groups, seed)
+    return lambda rows: self.predict(rows)
+
+
+def two_at_most(self, rows, means):
+    scores = Centroids.score(self, rows, means)
+    return scores[:, 1] - scores[:, 0] if len(means) == 2 else scores
+
+
+def other_order(self, rows, means):
+    return Centroids.score(self, rows, means)[:, ::-1]
+
+
+def by_the_batch(self, rows, means):
+    return Centroids.score(self, rows - rows.mean(axis=0), means)
+
+
+def as_they_come(self, features, targets, groups, seed):
+    means = Centroids.learn(self, features, targets)
+    return lambda rows: self.score(rows, means)
+
+
+def divide_by_zero(self, features, targets, groups, seed):
+    mean, sd = features.mean(axis=0), features[:1] * 0
+    means = self.learn(features - mean, targets)
+    with np.errstate(all="ignore"):
+        return lambda rows: self.score((rows - mean) / sd, means)
+
+
+def many_rows(self, rows, targets):
+    if len(rows) < 20:
+        raise ValueError("too few rows")
+    return Centroids.learn(self, rows, targets)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"learn": draw_globally},
+            r"touches global randomness: use numpy.random.default_rng\(seed",
+        ),
+        ({"score": seed_globally}, "touches global randomness"),
+        ({"learn": forget_the_seed}, "other scores for the same rows and seed"),
+        ({"fit": fit_in_place}, "the probe's fit writes to its inputs: copy them first"),
+        ({"fit": score_in_place}, "prediction of 60 rows writes to its inputs"),
+        ({"fit": keep_in_the_probe}, "later fits change what earlier ones predict"),
+        ({"fit": lambda self, features, targets: None}, r"fit fails \(90 rows, 3 cl.*TypeError"),
+        ({"fit": lambda self, *data: self}, "fit returns Spoiled: a function of features"),
+        ({"learn": many_rows}, r"fit fails \(12 rows, 3 classes\): ValueError: too few rows"),
+        ({"score": lambda self, rows, _: 1 / 0}, r"prediction of 60 rows fails \(90 rows"),
+        ({"score": lambda self, rows, _: rows.tolist()}, "scores are list: a numpy array of floa"),
+        ({"score": lambda self, rows, _: (rows > 0) + 0}, "scores are int64: a numpy array of fl"),
+        ({"score": two_at_most}, r"shape \(60,\) for 60 rows .*\(60 rows, 2 classes\): \(60, 2\)"),
+        ({"score": lambda self, rows, _: rows}, r"shape \(60, 8\) for 60 rows .*: \(60, 3\)"),
+        ({"fit": divide_by_zero}, "hold NaN or infinity .* one feature is constant"),
+        ({"score": by_the_batch}, "scores of a row depend on the rows predicted with it"),
+        ({"score": other_order}, r"learns too little: accuracy .* order of np.unique\(targets\)"),
+        ({"fit": as_they_come}, "learns too little: .* are features standardised inside"),
+    ],
+)
+def test_each_fault_of_a_probe_is_named(change, said):
+    with pytest.raises(TiaftError, match=said):
+        check_probe(spoiled(Centroids, **change))
+
+
+def one_gene_flat(self, rows, learnt):
+    return Least.score(self, rows, learnt).squeeze()
+
+
+@pytest.mark.parametrize(
+    ("good", "score", "said"),
+    [
+        (Least, one_gene_flat, r"shape \(60,\) .*1 numbers a row\): \(60, 1\) is needed"),
+        (Least, lambda *_: -Least.score(*_), "too little: correlation -.* order of the targets'"),
+        (Least, lambda *_: 0 * Least.score(*_), "too little: correlation 0.00 where 0.00 is"),
+        (Mutated, lambda *_: -Mutated.score(*_), "too little: AUROC 0.* larger for 1 than for 0"),
+        (Mutated, lambda *_: Mutated.score(*_)[:, None], r"shape \(60, 1\) .*: \(60,\) is needed"),
+        (Variants, lambda *_: Mutated.score(*_), r"shape \(60,\) .*: \(60, 2\) is .* a variant"),
+    ],
+)
+def test_faults_of_probes_of_numbers_and_of_0_and_1(good, score, said):
+    with pytest.raises(TiaftError, match=said):
+        check_probe(spoiled(good, score=score))
 
 
 # Fine-tuners

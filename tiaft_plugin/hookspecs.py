@@ -28,7 +28,20 @@ def register_finetuners(register):
 
 @hookspec
 def register_probes(register):
-    """Add downstream probes: ``register(name, probe)``; ``check_probe`` says what they promise."""
+    """Add downstream probes: ``register(name, probe)``; see ``tiaft_plugin.probes.interface``.
+
+    Each is a command, ``tiaft probe NAME``; the protocol around it is the same for all.
+    ``tiaft_plugin.testing.check_probe`` says what it promises.
+    """
+
+
+@hookspec
+def register_aggregators(register):
+    """Add ways from tiles to a patient: ``register(name, aggregate)``.
+
+    ``aggregate(features, slides)`` gets all tiles of a patient, (n, D) float32, and the slide of
+    each, (n,) text; it returns (E,) numbers, as many for every patient.
+    """
 
 
 @hookspec

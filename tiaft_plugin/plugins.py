@@ -23,6 +23,7 @@ BUILT_INS = (
     "tiaft_plugin.zoo.builtin",
     "tiaft_plugin.finetune.builtin",
     "tiaft_plugin.engine.builtin",
+    "tiaft_plugin.probes.builtin",
     "tiaft_plugin.qupath.builtin",
     "tiaft_plugin.cli.builtin",
 )
@@ -34,6 +35,7 @@ REGISTER: dict[str, Signature] = {
     "register_models": signature(lambda name, load, *, tile_size, mpp, classes=(): None),
     "register_finetuners": signature(lambda name, finetuner: None),
     "register_probes": signature(lambda name, probe: None),
+    "register_aggregators": signature(lambda name, aggregate: None),
     "register_sinks": signature(lambda name, write, *, suffix: None),
 }
 

@@ -9,10 +9,16 @@ def register_commands(cli):
     from tiaft_plugin.cli.demo import demo
     from tiaft_plugin.cli.doctor import doctor
     from tiaft_plugin.cli.extract import extract
+    from tiaft_plugin.cli.features import features
     from tiaft_plugin.cli.finetune import finetune
     from tiaft_plugin.cli.models import models
     from tiaft_plugin.cli.plugins import plugins
     from tiaft_plugin.cli.predict import predict
+    from tiaft_plugin.cli.probe import probe
+    from tiaft_plugin.cli.reproduce import reproduce
 
-    for command in (demo, finetune, models, extract, predict, plugins, doctor):
+    for command in (
+        *(demo, finetune, models, extract, predict, features, probe, reproduce),
+        *(plugins, doctor),
+    ):
         cli.add_command(command)

@@ -1,6 +1,5 @@
 """The report of a run: one self-contained HTML page, the same bytes for the same run."""
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -8,15 +7,9 @@ from typing import Any
 
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.network.card import Card
+from tiaft_plugin.page import BLUE, ORANGE, confusion_table, drawing, page, svg, table
 
-_LINES = (("train", "#0072b2", "training"), ("val", "#d55e00", "held out"))
-_STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } svg { max-width: 100%; height: auto }
-th, td { padding: .25em .6em; border: 1px solid #ccc; text-align: right }
-th:first-child, td:first-child { text-align: left } .scroll { overflow-x: auto }
-.warning { background: #fff3cd; padding: .4em .8em; margin: .4em 0 } small { color: #555 }
-"""
+_LINES = (("train", BLUE, "training"), ("val", ORANGE, "held out"))
 
 
 def build_report(
@@ -37,11 +30,7 @@ def build_report(
         _trained_on(card, counts),
         _settings(card),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>tiaft finetune: {escape(card.backbone)}</title><style>{_STYLE}</style></head>\n"
-        "<body>\n" + "\n".join(part for part in parts if part) + "\n</body></html>\n"
-    )
+    return page(f"tiaft finetune: {card.backbone}", parts)
 
 
 def _headline(held_out: Sequence[Evaluation | None], counts: Mapping[str, int]) -> str:
@@ -55,25 +44,13 @@ def _headline(held_out: Sequence[Evaluation | None], counts: Mapping[str, int]) 
     baseline = measured[-1][1]["majority_baseline"]
     present = len(held_out[-1].recalls) if held_out[-1] else 1
     rows.append(["always the commonest class", f"{baseline:.3f}", f"{1 / present:.3f}", ""])
-    return "<h2>Held-out tiles</h2>" + _table(["", "accuracy", "balanced accuracy", "loss"], rows)
+    return "<h2>Held-out tiles</h2>" + table(["", "accuracy", "balanced accuracy", "loss"], rows)
 
 
 def _confusion(held_out: Evaluation) -> str:
-    totals = held_out.confusion.sum(axis=1)
-    lines = []
-    for name, row, total in zip(held_out.classes, held_out.confusion, totals, strict=True):
-        cells = "".join(
-            f'<td style="background:rgba(0,114,178,{n / max(total, 1) * 0.6:.2f})">{n}</td>'
-            for n in row
-        )
-        right = f"{held_out.recalls[name]:.3f}" if name in held_out.recalls else "–"
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}<td>{total}</td><td>{right}</td></tr>")
-    heads = "".join(f"<th>{escape(name)}</th>" for name in held_out.classes)
     return (
         "<h2>Confusion matrix</h2><p>True classes in rows, predicted ones in columns.</p>"
-        f'<div class="scroll"><table><tr><th></th>{heads}<th>tiles</th><th>right</th></tr>'
-        + "".join(lines)
-        + "</table></div>"
+        + confusion_table(held_out.classes, held_out.confusion)
     )
 
 
@@ -92,8 +69,8 @@ def _trained_on(card: Card, counts: Mapping[str, int]) -> str:
         for label, about in (("Trained on", card.data), ("Held out", held_out))
         if about
     ]
-    table = _table(["class", "training tiles", "held-out tiles"], rows)
-    return f"<h2>Tiles</h2><p>{text}.</p>{''.join(groups)}{table}"
+    counted = table(["class", "training tiles", "held-out tiles"], rows)
+    return f"<h2>Tiles</h2><p>{text}.</p>{''.join(groups)}{counted}"
 
 
 def _resolution(mpp: float | None) -> str:
@@ -114,15 +91,12 @@ def _settings(card: Card) -> str:
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw loss and accuracy over the epochs of both stages as SVG, the same for the same rows."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     epochs = sorted({(row["stage"], row["epoch"]) for row in rows})
     place = {key: number for number, key in enumerate(epochs, start=1)}
     boundary = sum(stage == 1 for stage, _ in epochs) + 0.5
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # else a reader's matplotlibrc would change the bytes
-        matplotlib.rcParams.update({"svg.hashsalt": "tiaft", "svg.fonttype": "none"})
+    with drawing():
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for split, colour, label in _LINES:
@@ -135,17 +109,4 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.set(xlabel="epoch", ylabel=name)
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-        return _svg(figure)
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    heads = "".join(f"<th>{escape(text)}</th>" for text in head)
-    lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
-    return f"<table><tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        return svg(figure)

@@ -1,0 +1,1 @@
+"""Probes: what features are worth downstream, by one protocol with intervals and baselines."""

@@ -1,0 +1,66 @@
+"""From a patient's tiles to one row: the mean, or what a plug-in registers."""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+
+import numpy as np
+
+from tiaft_plugin.errors import TiaftError, reason
+from tiaft_plugin.plugins import collect
+
+Aggregate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def mean_of_tiles(features: np.ndarray, slides: np.ndarray) -> np.ndarray:
+    """Return the mean (D,) float64 of all tiles' `features` (n, D), of all `slides` together.
+
+    A slide counts by its tiles, as in the paper (section 3.3): "the features of all tiles from a
+    patient were averaged".
+    """
+    return features.mean(axis=0, dtype=np.float64)
+
+
+def find_aggregator(name: str) -> Aggregate:
+    """Return the aggregator of that name: "mean", or a plug-in's (`register_aggregators`).
+
+    It gets features (n, D) float32 and slides (n,) text, and returns (E,) numbers. Raises
+    TiaftError for a name that nobody registered.
+    """
+    known = {found.name: found.thing for found in collect("register_aggregators").values()}
+    known["mean"] = mean_of_tiles  # itself, not what registers it: tiles are then never all held
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
+        raise TiaftError(f"no aggregator is called {name!r}: {hint}")
+    return known[name]
+
+
+def represent(
+    aggregate: Aggregate, patient: str, features: np.ndarray, slides: np.ndarray
+) -> np.ndarray:
+    """Return a patient's row (E,) float64. Raises TiaftError where the aggregator gives none."""
+    try:
+        row = np.asarray(aggregate(features, slides))
+    except Exception as error:
+        raise TiaftError(f"the aggregator fails on patient {patient}: {reason(error)}") from error
+    if row.ndim != 1 or not len(row) or row.dtype.kind not in "fiub":
+        raise TiaftError(
+            f"the aggregator gives shape {row.shape} and type {row.dtype} for patient {patient}: "
+            "one line of numbers is expected"
+        )
+    if not np.isfinite(row).all():
+        raise TiaftError(f"the aggregator gives NaN or infinity for patient {patient}")
+    return row.astype(np.float64)
+
+
+def stack(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return patients' rows as (P, E). Raises TiaftError where their lengths differ."""
+    lengths = {patient: len(row) for patient, row in rows.items()}
+    first, length = next(iter(lengths.items()))
+    for patient, other in lengths.items():
+        if other != length:
+            raise TiaftError(
+                f"the aggregator gives {length} numbers for patient {first} and {other} for "
+                f"{patient}: all rows must be of one length"
+            )
+    return np.stack(list(rows.values()))

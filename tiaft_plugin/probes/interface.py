@@ -1,0 +1,116 @@
+"""What is passed on inside the probes' room, and what a probe is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Kind = Literal["classes", "numbers", "binary"]
+Unit = Literal["tile", "patient"]
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+class Probe(Protocol):
+    """A way to predict something from features; `register_probes` gives it a name.
+
+    `kind` is what is predicted: "classes" (one label a row), "numbers" (G numbers a row, such as
+    the expression of G genes) or "binary" (0 or 1, a gene at a time). `unit` is what a row is.
+    `settings` are recorded. The protocol around it (folds, baselines, statistics, report) is
+    `tiaft_plugin.probes.run`'s, the same for every probe.
+
+    Optional: `variants`, names of several scores that a fit gives ("binary" only), and `title`.
+    """
+
+    kind: Kind
+    unit: Unit
+    settings: Mapping[str, Any]
+
+    def fit(self, features: np.ndarray, targets: np.ndarray, groups: np.ndarray, seed: int) -> Any:
+        """Learn from n training rows; return a function (m, D) -> scores of m other rows.
+
+        `features` are (n, D) float32 as they were extracted: standardise inside. `groups` (n,) is
+        text, rows of one group belong together (inner folds must respect it). `targets` and scores:
+
+        - classes: (n,) text; scores (m, C), a column for each of ``np.unique(targets)``, the
+          largest is the prediction;
+        - numbers: (n, G) float64; predictions (m, G);
+        - binary: (n,) int64, 0 and 1, both present; scores (m,), larger for 1; or (m, V), one
+          column for each of `variants`.
+
+        The same arguments give the same bytes; inputs are not written to; a row's scores do not
+        depend on the other rows that are predicted with it. Scores of all folds are ranked
+        together: where their level depends on the training rows, take it off.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """One feature set: a row a tile or a patient.
+
+    `keys` (N,) are unique texts (tile file or patient), sorted; `values` (N, D) float32; `groups`
+    (N,) text or None where nothing is known of slides and patients; `labels` (N,) text where the
+    file brings them; `colour` (N, B) float32 where it brings what colour alone says. `source`
+    holds "format", "files", "sha256" and "models" (name and sha256 of each).
+    """
+
+    name: str
+    keys: np.ndarray
+    values: np.ndarray
+    groups: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    colour: np.ndarray | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is to be predicted. `keys` (N,) unique texts; `groups` (N,) text or None.
+
+    `values`: "classes" (N,) text; "numbers" (N, G) float64; "binary" (N, G) float64 of 0 and 1;
+    NaN where a number is missing. `names` are the G columns' (genes), or the C classes.
+    """
+
+    kind: Kind
+    keys: np.ndarray
+    values: np.ndarray
+    names: tuple[str, ...]
+    groups: np.ndarray | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Feature sets and targets of the very same N rows, sorted by key.
+
+    `features` maps each set's name to (N, D) float32; `colour` is (N, B) float32 or None;
+    `groups` (N,) text: the patient or slide of each row, its own key where nothing is known
+    (`grouped` is then False, unless a row is a patient). `values` and `names` as in Targets.
+    `notes` are sentences for the report: what was left out, what is odd.
+    """
+
+    kind: Kind
+    unit: Unit
+    keys: np.ndarray
+    groups: np.ndarray
+    grouped: bool
+    names: tuple[str, ...]
+    values: np.ndarray
+    features: dict[str, np.ndarray]
+    colour: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    sources: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of a probe ends in; `tiaft_plugin.probes.outputs` writes it.
+
+    `summary` is what ``summary.json`` holds, `rows` are those of ``results.csv`` (dicts of one
+    set of names), `predictions` the arrays of ``predictions.npz``.
+    """
+
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+    predictions: dict[str, np.ndarray]
