@@ -48,9 +48,7 @@ def test_repeats_of_few_uneven_groups_differ():
     rng = np.random.default_rng(0)
     labels = np.concatenate([rng.choice(8, 96, p=rng.dirichlet(np.ones(8))) for _ in range(10)])
     plan = make_folds(TEN_SLIDES, labels, folds=5, repeats=20, seed=0)
-    pairs = {
-        frozenset(frozenset(TEN_SLIDES[one == fold]) for fold in range(5)) for one in plan
-    }
+    pairs = {frozenset(frozenset(TEN_SLIDES[one == fold]) for fold in range(5)) for one in plan}
     assert len(pairs) >= 18
     for one in plan:  # two slides a fold, as even as can be
         assert set(np.bincount(one)) == {192}

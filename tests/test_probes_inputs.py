@@ -1,5 +1,6 @@
 """What probes read: feature sets, label tables, patients' tiles, and how the two are matched."""
 
+import unicodedata
 import zipfile
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from test_engine_store import SETTINGS, make, values
 
 from tiaft_plugin import TiaftError, hookimpl
 from tiaft_plugin.engine import store
+from tiaft_plugin.files import refuse_unwritable
 from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.probes import aggregate, matching
 from tiaft_plugin.probes.features import (
@@ -26,7 +28,11 @@ from tiaft_plugin.probes.labels import labels_of, read_labels
 from tiaft_plugin.probes.matching import match
 
 MODEL = {"name": "ftx2048", "sha256": "a" * 64}
-WORDS = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="\r\n"), min_size=1)
+WORDS = st.text(
+    st.characters(exclude_categories=["C", "Z"], exclude_characters="\r\n"), min_size=1
+).map(
+    lambda text: unicodedata.normalize("NFC", text)  # as names are read
+)
 
 
 def table(name="ftx", count=6, width=3, seed=0, **more):
@@ -570,6 +576,8 @@ def test_what_looks_odd_in_expression_is_said(tmp_path):
         ),
         ("numbers", "patient,A\na,high\nb,2\n", "1 cell .* in A .line 2, column A: 'high'"),
         ("numbers", "patient,A\na,inf\nb,2\n", "1 values are infinite: a, A: inf"),
+        ("numbers", "patient,A\na,1e308\nb,2\n", r"1 values are beyond 1e\+100: a, A: 1e\+308"),
+        ("numbers", "sep=,\npatient,A\na,1\n", "the first line, sep=, is for Excel alone: remove"),
         ("numbers", "Hugo_Symbol,TCGA-1\nEGFR,3\n", "genes stand in rows here, turn the table"),
         ("binary", "patient,A\na,2\nb,1\n", "1 values are neither 0 nor 1: a, A: 2; write 1 where"),
         ("binary", "patient,A\na,wt\nb,1\n", "column A: 'wt'"),
@@ -578,6 +586,27 @@ def test_what_looks_odd_in_expression_is_said(tmp_path):
 def test_a_table_that_holds_no_labels(tmp_path, kind, text, message):
     with refused(message):
         read_labels(write(tmp_path / "x.csv", text), kind)
+
+
+def test_a_name_is_one_name_however_its_letters_are_coded(tmp_path):
+    mac = unicodedata.normalize("NFD", "José")
+    made = FeatureTable("x", np.array([mac, "b"]), np.eye(2, dtype=np.float32))
+    found = read_patients(write_features(tmp_path / "x.npz", made), "x")
+    labels = read_labels(write(tmp_path / "y.csv", "patient,A\nJosé,1\nb,2\n"), "numbers")
+    assert match([found], labels, unit="patient").keys.tolist() == ["José", "b"]
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
+    refuse_unwritable(tmp_path / "new" / "x.npz")
+    write(tmp_path / "file", "")
+    with refused("x.npz cannot be written: .*file: File exists: choose another folder"):
+        refuse_unwritable(tmp_path / "file" / "x.npz")
+
+
+def test_what_is_no_npz_is_not_said_to_be_read_unsafely(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"\x80junk" * 99)
+    with refused("cut short or something else: no zip file"):
+        read_tiles(tmp_path / "x.npz", "x")
 
 
 def test_genes_and_transforms_that_there_are_not(tmp_path):
@@ -659,6 +688,16 @@ def test_groups_come_from_either_and_must_agree():
     assert match([table(groups=groups)], tissue(groups=half), unit="tile").grouped
 
 
+def test_the_set_that_has_no_name_in_common_is_named():
+    odd = table("odd", count=2)
+    odd = replace(odd, keys=np.array(["x0", "x1"]))
+    with refused("features odd are of 'x0' and the like, labels of 't000'"):
+        match([table(), odd], tissue(), unit="tile")
+    halves = [table(count=2), replace(table("b", count=2), keys=np.array(["t002", "t003"]))]
+    with refused("no name is in all sets and the labels: features ftx: 4 labels have no row"):
+        match(halves, tissue(), unit="tile")
+
+
 def test_rows_of_nobody_are_their_own_group():
     found = match([table()], tissue(), unit="tile")
     assert not found.grouped and found.groups.tolist() == found.keys.tolist()
@@ -735,7 +774,8 @@ def test_what_is_odd_is_said():
         "ftx: 1 of 4 features have one value in every row",
         "group s1 holds 20 of 30 rows: folds are of very different sizes",
         "class TUM has 5 rows only",
-        "class TUM is in one group only (s1): folds of groups never have it in training and test at once",
+        "class TUM is in one group only (s1): folds of groups never have it in training and test "
+        "at once",
     )
     made.values[:] = 7
     with refused("features ftx: all 4 are the same in every row"):

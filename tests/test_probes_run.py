@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +16,20 @@ import pytest
 from conftest import tiaft
 
 from tiaft_plugin import TiaftError
+from tiaft_plugin.errors import Stopped
+from tiaft_plugin.plugins import Registered
 from tiaft_plugin.probes import baselines
 from tiaft_plugin.probes.baselines import permute_by_group
 from tiaft_plugin.probes.compare import compare_runs
+from tiaft_plugin.probes.crossval import predict_repeat, problems_of
 from tiaft_plugin.probes.features import write_features
-from tiaft_plugin.probes.interface import FeatureTable, Targets
-from tiaft_plugin.probes.outputs import FILES
+from tiaft_plugin.probes.interface import FeatureTable, Targets, sound
+from tiaft_plugin.probes.matching import match
+from tiaft_plugin.probes.outputs import FILES, refuse_results
 from tiaft_plugin.probes.reading import read_inputs
 from tiaft_plugin.probes.run import run_probe
 from tiaft_plugin.probes.tissue import Tissue
+from tiaft_plugin.probes.work import run_pieces
 
 SAME = ("report.html", "results.csv", "predictions.npz", "summary.json")
 QUICK = {"repeats": 2, "draws": 200, "verbose": False}
@@ -270,6 +277,83 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(done, tmp_path,
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
 
 
+def test_a_set_called_union_would_be_another_set_to_select():
+    table = tiles("union")
+    genes = Targets("numbers", table.keys, table.values[:, :1].astype(float), ("G0",))
+    with pytest.raises(TiaftError, match="--select union means all sets"):
+        run_probe("expression", [table], genes, **QUICK)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_run_killed_while_it_wrote_goes_on(done, tmp_path, whole):
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    (out / ".unfinished").mkdir()
+    if not whole:
+        (out / "summary.json").unlink()
+    refuse = pytest.raises(TiaftError, match="holds results already")
+    with refuse if whole else nullcontext():
+        refuse_results(out)
+
+
+ORPHAN = """
+import subprocess, sys
+child = (
+    "import os, time; from tiaft_plugin.probes.work import _one;"
+    "_one(lambda context, piece: piece, None, (), os.getppid()); print(1, flush=True);"
+    "time.sleep(60)"
+)
+subprocess.Popen([sys.executable, "-c", child])
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there nobody inherits orphans")
+def test_no_worker_outlives_a_killed_run():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    run = subprocess.Popen([sys.executable, "-c", ORPHAN], **pipes)
+    assert run.stdout is not None and run.stdout.readline()
+    run.kill()
+    began = time.monotonic()
+    assert run.stdout.read() == b""  # which ends when the last that could write to it has ended
+    assert time.monotonic() - began < 30
+    run.communicate()
+
+
+def test_an_interruption_within_numba_is_one():
+    class Interrupted(Tissue):
+        def fit(self, *_):
+            raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    table = tiles()
+    problem = problems_of(
+        match([table], targets_of(table), unit="tile"), folds=2, repeats=1, seed=0, grouped=True
+    )[0]
+    with pytest.raises(KeyboardInterrupt):
+        predict_repeat(Interrupted(), table.values, problem, problem.folds[0], 0)
+
+
+def dies(context, piece):
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_told_from_a_fault(tmp_path):
+    with pytest.raises(Stopped, match="lack of memory: pass fewer --workers; the same command"):
+        run_pieces(dies, None, [(1,), (2,)], kept=None, workers=2, wanted=False)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "message"),
+    [({"kind": "tissues"}, "kind of probe odd must be classes or"), ({"settings": None}, "no set")],
+)
+def test_a_plug_in_whose_probe_does_not_say_what_it_is(lacks, message):
+    odd = Tissue()
+    for name, value in lacks.items():
+        setattr(odd, name, value)
+    with pytest.raises(TiaftError, match=message):
+        sound(Registered("odd", odd, {}, "stranger"))
+
+
 # On the command line
 
 
@@ -296,6 +380,8 @@ def test_the_command_line_prints_the_answer_and_the_report(files):
     assert run.returncode == 0, run.stderr
     assert "FTX is better than imgnet by" in run.stdout
     assert "colour" in run.stdout and "leak control" in run.stdout
+    assert "AUPRC (prevalence 0.33)" in run.stdout
+    assert "prevalence" in (files / "o/results.csv").read_text().splitlines()[0]
     assert (files / "o/report.html").is_file()
     again = tiaft("probe", "tissue", files / "ftx.npz", "--out", files / "o", *FAST)
     assert again.returncode == 2 and "--overwrite" in again.stderr
@@ -348,7 +434,7 @@ def test_a_cluster_that_does_not_answer_is_named(files):
 def test_a_dask_cluster_changes_no_byte(done, tmp_path):
     distributed = pytest.importorskip("distributed")
     good, bad = tiles("ftx", noise=0.5), tiles("imgnet", noise=3)
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as one:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as one:
         run_probe(
             "tissue",
             [bad, good],

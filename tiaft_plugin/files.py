@@ -94,6 +94,19 @@ def refuse_existing(path: Path) -> None:
         raise TiaftError(f"{path} exists already: choose another name, or pass --overwrite")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raise TiaftError unless a file can be made beside `path`; the folder is made for it."""
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise TiaftError(
+            f"{path} cannot be written: {folder}: {error.strerror}: choose another folder"
+        ) from error
+
+
 def sha256_of(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with Path(path).open("rb") as file:

@@ -38,7 +38,7 @@ def features(tiles: Path, out: Path, **options: Any) -> None:
     """
     from tiaft_plugin.cli._logging import quiet_tiatoolbox
     from tiaft_plugin.engine.tile_features import extract_tiles
-    from tiaft_plugin.files import refuse_existing
+    from tiaft_plugin.files import refuse_existing, refuse_unwritable
     from tiaft_plugin.probes.features import write_features
     from tiaft_plugin.probes.interface import FeatureTable
     from tiaft_plugin.tiles.tileset import read_tileset
@@ -48,6 +48,7 @@ def features(tiles: Path, out: Path, **options: Any) -> None:
         raise click.UsageError(f"--out {out}: a feature set is written as .npz")
     if not options["overwrite"]:
         refuse_existing(out)
+    refuse_unwritable(out)  # before hours of work for it
     found = extract_tiles(
         read_tileset(tiles, mpp=options["mpp"]),
         options["model"],

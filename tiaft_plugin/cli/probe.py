@@ -23,12 +23,13 @@ class Probes(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of a probe, made for what it predicts."""
         from tiaft_plugin.plugins import collect
+        from tiaft_plugin.probes.interface import sound
 
         found = super().get_command(ctx, cmd_name)
         probes = collect("register_probes")
         if found is not None or cmd_name not in probes:
             return found
-        return _command(cmd_name, probes[cmd_name].thing)
+        return _command(cmd_name, sound(probes[cmd_name]).thing)
 
 
 @click.group(cls=Probes, short_help="Find out what features are worth, with baselines.")
@@ -126,6 +127,13 @@ _OF_GENES = together(
         help="What to do where the table has no value.",
     ),
 )
+_OF_CLASSES = click.option(
+    "--missing",
+    type=click.Choice(["refuse", "drop-rows"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with rows whose label is empty.",
+)
 _OF_NUMBERS = together(
     click.option(
         "--transform",
@@ -156,8 +164,7 @@ def _command(name: str, thing: Any) -> click.Command:
     options: list[Callable] = [_COMMON, _labels_option(thing)]
     if thing.unit == "patient":
         options.append(_OF_PATIENTS)
-    if thing.kind != "classes":
-        options.append(_OF_GENES)
+    options.append(_OF_CLASSES if thing.kind == "classes" else _OF_GENES)
     if thing.kind == "numbers":
         options.append(_OF_NUMBERS)
 

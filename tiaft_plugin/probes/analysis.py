@@ -107,15 +107,23 @@ def _score_rows(
         )
         row["n"] = len(problem.rows)
         if target:
-            positive = (
-                problem.targets == problem.classes.index(target)
-                if problem.classes
-                else (problem.targets == 1)
-            )
-            row["positive"] = int(positive.sum())
-            row["prevalence"] = float(positive.mean())
+            row["positive"] = int(_positive(problem, target).sum())
+        if target or metric == "AUPRC":
+            row["prevalence"] = _prevalence(problem, target)
         rows.append(row)
     return rows
+
+
+def _positive(problem: Problem, target: str) -> np.ndarray:
+    """Return which rows are of a class, or have 1 where there are none, (n,) bool."""
+    return problem.targets == (problem.classes.index(target) if problem.classes else 1)
+
+
+def _prevalence(problem: Problem, target: str, rows: Any = slice(None)) -> float:
+    """Return what guessing reaches in AUPRC; over all classes, the mean of those there are."""
+    if target:
+        return float(_positive(problem, target)[rows].mean())
+    return 1 / len(np.unique(problem.targets[rows]))
 
 
 def _fold_rows(measured: Measured, problem: Problem, name: str, variant: str) -> list[dict]:
@@ -132,6 +140,7 @@ def _fold_rows(measured: Measured, problem: Problem, name: str, variant: str) ->
                 for metric in metrics:
                     values = found.get((metric, target))
                     row[metric] = None if values is None else float(values[repeat, fold])
+                row["prevalence"] = _prevalence(problem, target, folds == fold)
                 rows.append(row)
     return rows
 

@@ -65,7 +65,8 @@ def _binary(summary: Mapping[str, Any]) -> str:
         worse = sum(_has_interval(row) and row["high"] < 0 for row in own)
         text += (
             f" Against {own[0]['a']}, {name} is better in {better} and worse in {worse}; "
-            "in the others the interval of the difference holds 0."
+            "in the others the interval of the difference holds 0 (not corrected for the number "
+            "of genes)."
         )
     return text
 

@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import locked
+from tiaft_plugin.files import locked, refuse_unwritable
 from tiaft_plugin.probes.analysis import analyse
 from tiaft_plugin.probes.answer import answer
 from tiaft_plugin.probes.interface import Result
@@ -39,6 +39,7 @@ def compare_runs(
     result = _joined(paths, results, reference)
     if out is not None:
         out = Path(out)
+        refuse_unwritable(out)
         with locked(out, wait=False):
             if not overwrite:
                 refuse_results(out)

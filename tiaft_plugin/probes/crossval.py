@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_plugin.errors import TiaftError, reason
+from tiaft_plugin.errors import Stopped, TiaftError, reason
 from tiaft_plugin.probes.folds import make_folds
 from tiaft_plugin.probes.interface import Experiment, Kind, Probe
 
@@ -145,14 +145,16 @@ def _scores(
     except TiaftError:
         raise
     except Exception as error:
-        raise TiaftError(f"the probe fails{where}: {reason(error)}") from error
+        if isinstance(error.__cause__, KeyboardInterrupt):  # in numba's code it comes as that
+            raise KeyboardInterrupt from error
+        raise Stopped(f"the probe fails{where}: {reason(error)}") from error
     if scores.ndim == 1 and shape[1] == 1:
         scores = scores[:, None]
     if scores.shape != shape:
-        raise TiaftError(
+        raise Stopped(
             f"the probe gives scores of shape {scores.shape}{where}, {shape} was expected: "
             "check_probe says what it has to give"
         )
     if not np.isfinite(scores).all():
-        raise TiaftError(f"the probe gives NaN or infinity{where}")
+        raise Stopped(f"the probe gives NaN or infinity{where}")
     return scores

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.plugins import Registered
 
 Kind = Literal["classes", "numbers", "binary"]
 Unit = Literal["tile", "patient"]
@@ -43,6 +46,23 @@ class Probe(Protocol):
         together: where their level depends on the training rows, take it off.
         """
         ...
+
+
+def sound(registered: Registered) -> Registered:
+    """Return a registered probe. Raises TiaftError where it does not say what it is."""
+    probe = registered.thing
+    for what, known in (("kind", get_args(Kind)), ("unit", get_args(Unit))):
+        if getattr(probe, what, None) not in known:
+            raise TiaftError(
+                f"plug-in {registered.plugin}: the {what} of probe {registered.name} must be "
+                f"{' or '.join(known)}; TIAFT_DISABLE_PLUGINS={registered.plugin} leaves it out"
+            )
+    if not isinstance(getattr(probe, "settings", None), Mapping):
+        raise TiaftError(
+            f"plug-in {registered.plugin}: probe {registered.name} has no settings: a dict is "
+            f"needed, or an empty one; TIAFT_DISABLE_PLUGINS={registered.plugin} leaves it out"
+        )
+    return registered
 
 
 @dataclass(frozen=True)

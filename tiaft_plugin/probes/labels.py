@@ -17,6 +17,7 @@ Transform = Literal["log2p1", "log1p", "none"]
 TRANSFORMS = ("log2p1", "log1p", "none")
 
 _LOGGED_ALREADY = 25.0  # no log2 of an expression is larger, hardly any table has no count that is
+_HUGE = 1e100  # nothing that is measured: squares of it overflow
 _DATE = re.compile(r"\d{1,2}-(mar|sep|sept|oct|dec|apr|feb|nov)\w*|(mar|sep|oct|dec)\w*-\d+", re.I)
 
 
@@ -144,9 +145,10 @@ def _refuse_alike(where: str, labels: np.ndarray) -> None:
 
 
 def _refuse_infinite(path: Path, table: Table, keys: np.ndarray) -> None:
-    bad = np.argwhere(np.isinf(table.numbers))
+    bad = np.argwhere(np.abs(table.numbers) > _HUGE)
     if len(bad):
-        raise TiaftError(f"{path}: {len(bad)} values are infinite: {_cells(table, keys, bad)}")
+        what = "infinite" if np.isinf(table.numbers).any() else f"beyond {_HUGE:g}"
+        raise TiaftError(f"{path}: {len(bad)} values are {what}: {_cells(table, keys, bad)}")
 
 
 def _refuse_other_than_0_and_1(path: Path, table: Table, keys: np.ndarray) -> None:

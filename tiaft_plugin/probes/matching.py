@@ -88,9 +88,13 @@ def _common_keys(
         if idle:
             misfits.append(f"features {table.name}: {_have(idle, 'label')} no row: {some(idle)}")
     if not common:
-        one, other = str(tables[0].keys[0]), str(targets.keys[0])
+        wanted = set(targets.keys.tolist())
+        apart = next((t for t in tables if wanted.isdisjoint(t.keys.tolist())), None)
+        if apart is None:
+            raise TiaftError(f"no name is in all sets and the labels: {'; '.join(misfits)}")
+        one, other = str(apart.keys[0]), str(targets.keys[0])
         raise TiaftError(
-            f"features and labels have no name in common: features {tables[0].name} are of "
+            f"features and labels have no name in common: features {apart.name} are of "
             f"{one!r} and the like, labels of {other!r}: name them alike"
         )
     if misfits and unmatched == "refuse":
@@ -159,10 +163,13 @@ def _without_missing(
     if targets.kind == "binary":
         notes.append(f"{what}; those rows are left out for that gene")
         return tables, targets
-    genes_too = "" if targets.kind == "classes" else "the genes (--missing drop-genes) or "
-    raise TiaftError(
-        f"{what}; fill them in, or leave out {genes_too}the {len(rows)} rows (--missing drop-rows)"
-    )
+    ways = f"leave out the {len(rows)} rows (--missing drop-rows)"
+    if targets.kind != "classes":
+        ways = (
+            f"leave out the genes (--missing drop-genes) or the {len(rows)} rows {some(rows)} "
+            "(--missing drop-rows)"
+        )
+    raise TiaftError(f"labels: {what}; fill them in, or {ways}")
 
 
 def _genes(targets: Targets, keep: np.ndarray, why: str) -> Targets:

@@ -78,7 +78,7 @@ def comparison_row(
 
     Shares of rows that are right have a value in each fold: there the corrected t test holds, and
     the difference is the mean over folds. Rankings are pooled, and tested by the bootstrap: a
-    fold's AUROC, of few rows, is too coarse. ``benchmarks/calibration.py`` shows both.
+    fold's AUROC, of few rows, is too coarse. ``benchmarks/calibration.py`` shows that both hold.
     """
     by_fold = key[0] in BY_FOLD
     value = float(other.values[key] - one.values[key])

@@ -113,8 +113,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except TiaftError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise what they like on damaged files
+        if isinstance(error, OSError) and error.strerror:
+            raise TiaftError(f"{path} cannot be read: {error.strerror}") from error
+        # numpy takes what it does not know for a pickle, and tells how to read that unsafely
+        why = "no zip file" if "pickle" in str(error) else first_line(error)
         raise TiaftError(
-            f"{path} cannot be read as .npz, it is cut short or something else: {first_line(error)}"
+            f"{path} cannot be read as .npz, it is cut short or something else: {why}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_atomically
 from tiaft_plugin.probes.interface import Result
 
+UNFINISHED = ".unfinished"  # the folder of what a run has computed so far
 FILES = ("report.html", "results.csv", "predictions.npz", "run.json", "summary.json")
 
 
@@ -21,7 +22,8 @@ def refuse_results(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise TiaftError(f"{out} is a file: name a folder for the results")
     there = [name for name in FILES if (out / name).exists()]
-    if there:
+    # A run that was killed while it wrote goes on: summary.json, the last, is not there yet.
+    if there and not ("summary.json" not in there and (out / UNFINISHED).is_dir()):
         raise TiaftError(
             f"{out} holds results already ({', '.join(there)}): choose another folder, or pass "
             "--overwrite"
@@ -36,9 +38,10 @@ def write_result(out: Path, result: Result, circumstances: Mapping[str, Any]) ->
     """
     from tiaft_plugin.probes.report import build_report
 
+    report = build_report(result)
     (out / "summary.json").unlink(missing_ok=True)
     with write_atomically(out / "report.html") as part:
-        part.write_text(build_report(result), encoding="utf-8")
+        part.write_text(report, encoding="utf-8")
     with write_atomically(out / "results.csv") as part:
         _write_csv(part, result.rows)
     with write_atomically(out / "predictions.npz") as part, part.open("wb") as file:

@@ -1,6 +1,7 @@
 """The rows of a feature file as they stand there, and the checks every feature set passes."""
 
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,12 @@ def as_text(where: str, what: str, array: Any) -> np.ndarray:
             f"{where}: `{what}` must be one line of texts, here it has shape {array.shape} and "
             f"type {array.dtype}: save it as np.array({what}, dtype=str)"
         )
-    return np.char.strip(array.astype(str))
+    return tidy_text(array.astype(str).tolist())
+
+
+def tidy_text(texts: Iterable[str]) -> np.ndarray:
+    """Return (N,) text without the blanks around it; é is one letter, also if a Mac wrote two."""
+    return np.array([unicodedata.normalize("NFC", text.strip()) for text in texts], dtype=str)
 
 
 def as_matrix(where: str, what: str, array: Any, count: int) -> np.ndarray:

@@ -14,15 +14,15 @@ import numpy as np
 
 from tiaft_plugin import __version__
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import locked
+from tiaft_plugin.files import locked, refuse_unwritable
 from tiaft_plugin.plugins import Registered, collect, plugin_manager
 from tiaft_plugin.probes import baselines
 from tiaft_plugin.probes.analysis import analyse, empty_models, trace_of
 from tiaft_plugin.probes.crossval import Problem, fold_seed, predict_repeat, problems_of
-from tiaft_plugin.probes.interface import Experiment, FeatureTable, Result, Targets
+from tiaft_plugin.probes.interface import Experiment, FeatureTable, Result, Targets, sound
 from tiaft_plugin.probes.matching import Missing, Unmatched, match
 from tiaft_plugin.probes.measured import Trace
-from tiaft_plugin.probes.outputs import refuse_results, write_result
+from tiaft_plugin.probes.outputs import UNFINISHED, refuse_results, write_result
 from tiaft_plugin.probes.packing import pack
 from tiaft_plugin.probes.settings import COLOUR, Settings
 from tiaft_plugin.probes.summary import summarise
@@ -85,11 +85,12 @@ def run_probe(
             registered, experiment, problems, settings, None, workers, cluster, verbose
         )
     out = Path(out)
+    refuse_unwritable(out)
     with locked(out, wait=False):
         if not overwrite:
             refuse_results(out)
         begun = time.time()
-        kept = out / ".unfinished" / _fingerprint(registered, experiment, settings)
+        kept = out / UNFINISHED / _fingerprint(registered, experiment, settings)
         result = _computed(
             registered, experiment, problems, settings, kept, workers, cluster, verbose
         )
@@ -104,7 +105,7 @@ def run_probe(
             "labels": targets.source.get("files", []),
         }
         write_result(out, result, circumstances)
-        shutil.rmtree(out / ".unfinished", ignore_errors=True)
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return result
 
 
@@ -113,7 +114,7 @@ def find_probe(name: str) -> Registered:
     probes = collect("register_probes")
     if name not in probes:
         raise TiaftError(f"there is no probe {name!r}; there are: {', '.join(sorted(probes))}")
-    return probes[name]
+    return sound(probes[name])
 
 
 def _check(experiment: Experiment, settings: Settings, registered: Registered) -> None:
@@ -123,6 +124,8 @@ def _check(experiment: Experiment, settings: Settings, registered: Registered) -
             f"{COLOUR!r} is the name of the baseline that knows colour only: give the feature set "
             "another, NAME=PATH"
         )
+    if "union" in sets and experiment.kind == "numbers":
+        raise TiaftError("--select union means all sets: give the set 'union' another, NAME=PATH")
     for what, name in (("--reference", settings.reference), ("--select", settings.select)):
         if name not in sets and (what, name) != ("--select", "union"):
             raise TiaftError(f"{what} {name}: no feature set has this name; there are {some(sets)}")

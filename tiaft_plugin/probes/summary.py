@@ -16,6 +16,7 @@ from tiaft_plugin.probes.settings import COLOUR, Analysis, Settings
 from tiaft_plugin.probes.statistics import permuted_p
 from tiaft_plugin.tiles.words import some
 
+RARE = 10  # rows: two in each of five folds
 FEW_GROUPS = 20  # with fewer, a bootstrap of groups gives intervals that are too narrow
 _STATISTIC = {"classes": "balanced accuracy", "numbers": "median_r", "binary": "AUROC"}
 Controls = Mapping[tuple, np.ndarray]  # (set, problem, draw, what) -> the statistic
@@ -61,7 +62,8 @@ def summarise(
             "labels": experiment.sources.get("labels", {}),
         },
         "versions": dict(versions),
-        "warnings": _warnings(experiment, problems, settings, rows),
+        "warnings": _warnings(experiment, problems, settings, rows)
+        + _empty(analysis.extra.get("empty_models", {})),
         "scores": [row for row in analysis.scores if row["features"] != COLOUR],
         "comparisons": analysis.comparisons,
         "baselines": rows,
@@ -85,7 +87,7 @@ def _data(experiment: Experiment, problems: list[Problem]) -> dict[str, Any]:
         "unit": experiment.unit,
         "names": list(experiment.names),
         "counts": counts,
-        "left_out": list(experiment.notes),
+        "notes": list(experiment.notes),
     }
 
 
@@ -187,7 +189,38 @@ def _warnings(
         )
     for problem in problems:
         found += _untrained(problem)
+    found += _rare(problems)
     return found + _doubts(rows, settings.alpha)
+
+
+def _rare(problems: list[Problem]) -> list[str]:
+    """Name the genes of which hardly any patient has one of the two outcomes."""
+    counts = [(p.name, np.bincount(p.targets, minlength=2)) for p in problems if p.kind == "binary"]
+    rare = [f"{name} ({int(count.min())})" for name, count in counts if count.min() < RARE]
+    if not rare:
+        return []
+    return [
+        f"Fewer than {RARE} rows have one of the two outcomes: {some(rare)}. What is measured on "
+        "so few says little."
+    ]
+
+
+def _empty(empty: Mapping[str, Mapping[str, Mapping[str, list[int]]]]) -> list[str]:
+    """Name the genes of which more than a quarter of the models keep no feature."""
+    often = [
+        f"{gene} with {name}{f' ({variant})' if variant else ''} {blank} of {total}"
+        for name, genes in empty.items()
+        if name != COLOUR
+        for gene, variants in genes.items()
+        for variant, (blank, total) in variants.items()
+        if 4 * blank > total
+    ]
+    if not often:
+        return []
+    return [
+        f"Many models keep no feature and rank nobody: {some(often)}. Intervals of such results "
+        "are rough, and rather too narrow."
+    ]
 
 
 def _doubts(rows: list[dict], alpha: float) -> list[str]:

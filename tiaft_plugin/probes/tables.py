@@ -17,7 +17,7 @@ import numpy as np
 
 from tiaft_plugin.errors import TiaftError, first_line
 from tiaft_plugin.files import sha256_of
-from tiaft_plugin.probes.rows import FeatureRows
+from tiaft_plugin.probes.rows import FeatureRows, tidy_text
 from tiaft_plugin.tiles.words import some
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -161,13 +161,13 @@ def _read_text(
                 f"{path}, line {line}: {len(cells)} cells, the header has {len(columns)}"
             )
         _refuse_nameless(path, [place for place in nameless if cells[place].strip()])
-        found.append([cells[place].strip() for place in of_text])
+        found.append([cells[place] for place in of_text])
         numbers.append(_numbers([cells[place] for place in of_number], names, line, faults))
     faults.refuse(path)
     if not found:
         raise TiaftError(f"{path} has no rows but its header")
     by_column = {
-        column: np.array(values)
+        column: tidy_text(values)
         for column, values in zip(texts, zip(*found, strict=True), strict=True)
     }
     return Table(path, _tidy(by_column), np.stack(numbers), tuple(names))
@@ -220,6 +220,8 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
             f"{path}: columns are separated by semicolons, as Excel writes them in some languages: "
             "save it with commas, and with decimal points"
         )
+    if header[0].lower().startswith("sep="):
+        raise TiaftError(f"{path}: the first line, {header[0]}, is for Excel alone: remove it")
     if "\t" in alone or (path.suffix.lower() == ".tsv" and "," in alone):
         sign, suffix = ("tabs", ".tsv") if "\t" in alone else ("commas", ".csv")
         raise TiaftError(f"{path}: columns are separated by {sign}: call the file {suffix}")
@@ -317,7 +319,7 @@ def _parquet_text(path: Path, column: str, array: Any) -> np.ndarray:
         raise TiaftError(
             f"{path}: column {column} holds {kind}: names must be texts, so that 007 is no 7"
         )
-    return np.array(["" if v is None else str(v).strip() for v in array.to_pylist()])
+    return tidy_text("" if v is None else str(v) for v in array.to_pylist())
 
 
 def _parquet_numbers(path: Path, column: str, array: Any, faults: _Faults) -> np.ndarray:

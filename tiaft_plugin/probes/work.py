@@ -1,7 +1,12 @@
 """Many small pieces of work: on several cores or a cluster, kept as they come, resumable."""
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from tiaft_plugin.files import write_atomically
 from tiaft_plugin.progress import progress
 
 Piece = tuple[Any, ...]  # what names a piece, and all that decides its result
+_ALONE = threading.Lock()
 
 
 def run_pieces(
@@ -53,17 +59,45 @@ def _computed(
     from joblib import Parallel, delayed
 
     with _backend(cluster, context):
-        jobs = (delayed(_one)(compute, context, piece) for piece in pieces)
+        parent = os.getpid() if cluster is None else None
+        jobs = (delayed(_one)(compute, context, piece, parent) for piece in pieces)
         count = workers if cluster is None else -1
-        yield from Parallel(n_jobs=count, return_as="generator_unordered")(jobs)
+        try:
+            yield from Parallel(n_jobs=count, return_as="generator_unordered")(jobs)
+        except BrokenProcessPool as error:
+            raise Stopped(
+                "a worker was ended from outside, most often for lack of memory: pass fewer "
+                "--workers; the same command goes on where this one stopped"
+            ) from error
 
 
-def _one(compute: Callable, context: Any, piece: Piece) -> tuple[Piece, np.ndarray]:
-    """Compute a piece with one thread: sums over several threads differ in their last bits."""
+def _one(
+    compute: Callable, context: Any, piece: Piece, parent: int | None = None
+) -> tuple[Piece, np.ndarray]:
+    """Compute a piece with one thread: sums over several threads differ in their last bits.
+
+    A Dask worker may have several threads: there one computes at a time, for liblinear draws from
+    one random state for all threads. `parent` is the process without which nobody waits for the
+    result.
+    """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    if parent is not None and os.getppid() == parent:
+        _end_with(parent)
+    with _ALONE, threadpool_limits(1):
         return piece, compute(context, piece)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: joblib's would wait for minutes for more work."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -81,7 +115,7 @@ def _backend(cluster: str | None, context: Any) -> Iterator[None]:
     from joblib import parallel_config
 
     try:
-        client = Client(cluster, timeout="20s")
+        client = Client(cluster, timeout="10s")
     except (OSError, TimeoutError, ValueError) as error:
         raise TiaftError(f"no Dask scheduler answers at {cluster}: {reason(error)}") from error
     # Without scatter all features would travel with each of thousands of pieces.

@@ -82,10 +82,12 @@ def extract_tile_sets(
     runner: Runner, name: str, tiles: "TileSet", models: Models, **how: Any
 ) -> dict[str, Path]:
     """Extract the features of a tile set with each model; return the files by feature set."""
-    made = {}
+    from tiaft_plugin.tiles.fingerprint import fingerprint
+
+    made, of = {}, fingerprint(tiles)
     for features, model in models.items():
         path = runner.out / "features" / name / f"{features}.npz"
-        settings = {"tiles": tiles.name, "count": len(tiles), "model": sha256_of(model)}
+        settings = {"tiles": of, "model": sha256_of(model)}
 
         def extract(features: str = features, model: Path = model, path: Path = path) -> None:
             from tiaft_plugin.engine.tile_features import extract_tiles
@@ -100,8 +102,10 @@ def extract_tile_sets(
                 groups=found.groups if (found.groups != "").any() else None,
                 labels=found.labels,
                 colour=found.colour,
-                source=found.about,
+                source={"models": found.about["models"], "about": found.about},
             )
+            for warning in found.warnings:
+                runner.say(f"warning: {warning}")
             write_features(path, table, overwrite=True)
 
         runner.steps.run(f"features-{name}-{features}", settings, [path], extract)
@@ -134,6 +138,8 @@ def probe(
     about = {**inputs, **settings}
     runner.steps.run(f"probe-{name}", about, [folder / "summary.json"], run)
     result = read_result(folder)
+    for warning in result.summary["warnings"]:
+        runner.say(f"warning: {warning}")
     runner.say(result.summary["answer"])
     return result
 

@@ -178,6 +178,8 @@ def _extract(
         if result.status == "failed":
             failed.append(result.slide.name)
             say(f"FAILED {result.slide.name}: {result.reason}")
+        elif result.note:
+            say(f"{result.slide.name}: {result.note}")
     if failed:
         raise Stopped(
             f"{len(failed)} of {len(jobs)} slides failed ({some(failed)}; reasons in "
