@@ -16,6 +16,7 @@ _WRITTEN = {
     "macro_f1": "macro F1",
     "r": "correlation r",
     "median_r": "median correlation r",
+    "mean_r": "mean correlation r",
     "median_r_significant": "median correlation r of the selected genes",
     "share_significant": "share of genes that are significant",
 }
