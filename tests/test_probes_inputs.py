@@ -773,8 +773,8 @@ def test_what_is_odd_is_said():
         "ftx: 1 of 4 features are zero in every row",
         "ftx: 1 of 4 features have one value in every row",
         "group s1 holds 20 of 30 rows: folds are of very different sizes",
-        "class TUM has 5 rows only",
-        "class TUM is in one group only (s1): folds of groups never have it in training and test "
+        "classes with fewer than 10 rows: TUM (5)",
+        "classes in one group only: TUM (s1): folds of groups never have them in training and test "
         "at once",
     )
     made.values[:] = 7

@@ -269,16 +269,16 @@ def _note_odd_groups(groups: np.ndarray, targets: Targets, grouped: bool, notes:
         )
     if targets.kind != "classes":
         return
-    for name in targets.names:
-        its = groups[targets.values == name]
-        of = len(np.unique(its))
-        if len(its) < _SMALL:
-            notes.append(f"class {name} has {len(its)} rows only")
-        if grouped and of < _FEW:
-            notes.append(
-                f"class {name} is in one group only ({its[0]}): folds of groups never have it in "
-                "training and test at once"
-            )
+    its = {name: groups[targets.values == name] for name in targets.names}
+    small = [f"{name} ({len(of)})" for name, of in its.items() if len(of) < _SMALL]
+    if small:
+        notes.append(f"classes with fewer than {_SMALL} rows: {some(small, 10)}")
+    lone = [f"{name} ({of[0]})" for name, of in its.items() if len(np.unique(of)) < _FEW]
+    if grouped and lone:
+        notes.append(
+            f"classes in one group only: {some(lone, 10)}: folds of groups never have them in "
+            "training and test at once"
+        )
 
 
 def _colour(tables: Sequence[FeatureTable], notes: list[str]) -> np.ndarray | None:
