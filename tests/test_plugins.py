@@ -141,6 +141,12 @@ def test_describe_tells_of_a_failing_plugin_and_goes_on(manager):
     assert (good.source, good.error) == ("good 1.0", "")
 
 
+def test_a_probe_cannot_take_the_name_of_a_command(manager):
+    add(manager, "a", register_probes=lambda register: register("compare", object()))
+    with pytest.raises(TiaftError, match="plug-in a registers 'compare' .* `tiaft probe compare`"):
+        collect("register_probes")
+
+
 def test_each_plugin_calls_one_at_a_time(manager):
     called = []
     for name in "ab":

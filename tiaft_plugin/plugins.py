@@ -39,6 +39,8 @@ REGISTER: dict[str, Signature] = {
     "register_sinks": signature(lambda name, write, *, suffix: None),
 }
 
+TAKEN = {("register_probes", "compare"): "`tiaft probe compare`"}
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -211,6 +213,11 @@ def _collector(found: dict[str, Registered], hook: str, plugin: str) -> Callable
             raise TiaftError(
                 f"plug-in {plugin} registers the name {name!r} in {hook}: "
                 "up to 64 letters, digits and _ . + - make a name, a letter or digit first"
+            )
+        if (hook, name) in TAKEN:
+            raise TiaftError(
+                f"plug-in {plugin} registers {name!r} in {hook}: {TAKEN[hook, name]} has this "
+                f"name; TIAFT_DISABLE_PLUGINS={plugin} leaves it out"
             )
         if name in found:
             other = found[name].plugin

@@ -129,7 +129,7 @@ seed_option = click.option(
     type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
-    help="Of all that is random; the same seed gives the same model.",
+    help="Of all that is random; the same seed gives the same result.",
 )
 network_options = together(
     click.option(

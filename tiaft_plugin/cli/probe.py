@@ -124,7 +124,8 @@ _OF_GENES = together(
         type=click.Choice(["refuse", "drop-genes", "drop-rows"]),
         default="refuse",
         show_default=True,
-        help="What to do where the table has no value.",
+        help="What to do where the table has no value; of mutations, refuse leaves the row out "
+        "for that gene alone.",
     ),
 )
 _OF_CLASSES = click.option(
@@ -180,9 +181,9 @@ def _command(name: str, thing: Any) -> click.Command:
 
 
 _WHAT = {
-    "tile": ".npz (of tiaft features), .csv or .parquet tables with a row a tile",
-    "patient": "folders of stores (of tiaft extract), or .npz, .csv or .parquet tables with a row "
-    "a patient or a tile",
+    "tile": ".npz (of tiaft features), .csv, .tsv or .parquet tables with a row a tile",
+    "patient": "folders of stores (of tiaft extract), or .npz, .csv, .tsv or .parquet tables with "
+    "a row a patient or a tile",
 }
 
 
@@ -221,7 +222,7 @@ def _run(name: str, thing: Any, features: tuple[str, ...], **given: Any) -> None
 def compare(runs: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Compare feature sets of several RUNS, folders that the same probe wrote.
 
-    The runs must be of the same labels, seed, folds and repeats.
+    The runs must be of the same labels, seed, folds, repeats and draws.
     """
     from tiaft_plugin.probes.compare import compare_runs
 

@@ -1,5 +1,6 @@
 """The links that a chain is made of, whole or in miniature: models, features, probes."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ def make_models(
     }
     init = str(job["init"])
     origin = sha256_of(Path(init)) if Path(init).is_file() else init
-    settings = {**job, "init": origin, "tiles": tiles.name, "val_groups": list(val_groups)}
+    settings = {**job, "init": origin, "tiles": _listing(tiles), "val_groups": list(val_groups)}
     for circumstance in ("device", "workers"):
         settings.pop(circumstance, None)
 
@@ -76,6 +77,14 @@ def make_models(
         path = files["pooled"]
         runner.steps.run("imgnet", about, [path], lambda: _make_imgnet(files["ftx"], job, path))
     return {name: files[which] for which, name in names.items()}
+
+
+def _listing(tiles: Path) -> str:
+    """Return a hash of a folder's names and sizes: to read 100,000 tiles again would take long."""
+    root = tiles if tiles.is_dir() else tiles.parent
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def extract_tile_sets(

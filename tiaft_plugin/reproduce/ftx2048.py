@@ -41,7 +41,7 @@ def run_chain(
         config.data.finetune,
         _finetune_job(config),
         _names(config.finetune.imgnet),
-        val=config.data.tissue,
+        val=config.data.tissue if "tissue" in config.experiments else None,
     )
     results = {}
     if "tissue" in config.experiments:
@@ -139,6 +139,7 @@ def _extract_slides(
             "model": sha256_of(model),
             "slides": sorted(f"{path.name} {patient}" for path, patient in slides.items()),
         }
+        del settings["batch_size"]  # decides nothing
 
         def extract(model: Path = model, folder: Path = folder) -> None:
             _extract(config, model, slides, folder, runner.say)
