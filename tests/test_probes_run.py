@@ -354,6 +354,31 @@ def test_a_plug_in_whose_probe_does_not_say_what_it_is(lacks, message):
         sound(Registered("odd", odd, {}, "stranger"))
 
 
+def test_what_was_computed_serves_a_run_with_more_repeats(tmp_path, monkeypatch):
+    """An interrupted run may be given again with another number of repeats."""
+    from tiaft_plugin.probes import run
+
+    table, computed = tiles(), []
+    original = run._compute
+
+    def counted(context, piece):
+        computed.append(piece)
+        return original(context, piece)
+
+    monkeypatch.setattr(run, "_compute", counted)
+    monkeypatch.setattr(run, "write_result", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    more = QUICK | {"permutations": 0}
+    with pytest.raises(KeyboardInterrupt):
+        run_probe("tissue", [table], targets_of(table), tmp_path / "out", **more)
+    first = len(computed)
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "_compute", counted)
+    run_probe("tissue", [table], targets_of(table), tmp_path / "out", **more | {"repeats": 3})
+    assert first == 2 * 2 + 20 and len(computed) == first + 2  # a third repeat of set and colour
+    run_probe("tissue", [table], targets_of(table), tmp_path / "whole", **more | {"repeats": 3})
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
 # On the command line
 
 

@@ -7,7 +7,6 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +255,11 @@ def _compute(context: tuple, piece: Piece) -> np.ndarray:
 
 
 def _fingerprint(registered: Registered, experiment: Experiment, settings: Settings) -> str:
-    """Return a name for all that decides what is computed, so that a run goes on with its own."""
+    """Return a name for all that decides what a piece holds, so that a run goes on with its own.
+
+    How many repeats or permutations there are, and what is made of them, does not: an interrupted
+    run may be given again with more of them, or another reference.
+    """
     digest = hashlib.sha256()
     arrays = [experiment.keys, experiment.groups, experiment.values, *experiment.features.values()]
     if experiment.colour is not None:
@@ -265,7 +268,7 @@ def _fingerprint(registered: Registered, experiment: Experiment, settings: Setti
         digest.update(str((array.dtype, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     about = {
-        "settings": asdict(settings),
+        "settings": [settings.folds, settings.seed, settings.grouped],
         "sets": list(experiment.features),
         "names": experiment.names,
         "probe": [registered.name, registered.plugin, dict(registered.thing.settings)],
