@@ -40,7 +40,6 @@ def tiles(name: str = "ftx", noise: float = 1.0, stain: float = 0.0, rows: int =
     rng, own = np.random.default_rng(0), np.random.default_rng(len(name))
     labels = np.resize(["NORM", "STR", "TUM"], rows)
     groups = np.array([f"slide {n // (rows // 6)}" for n in range(rows)])
-    centre = {label: rng.normal(size=8) for label in set(labels.tolist())}
     centre = {label: rng.normal(size=8) for label in ("NORM", "STR", "TUM")}
     shade = {group: stain * rng.normal(size=8) for group in sorted(set(groups.tolist()))}
     values = [

@@ -16,7 +16,8 @@ class Problem:
 
     `name` is "" for all classes or all numbers, a gene where each has folds of its own ("binary").
     `rows` (n,) are indices into the experiment's rows. `targets` are codes (n,) int64 of `classes`,
-    (n, G) float64, or 0 and 1 (n,) int64. `folds` is (repeats, n) int16.
+    which are sorted as np.unique sorts them, (n, G) float64, or 0 and 1 (n,) int64. `folds` is
+    (repeats, n) int16.
     """
 
     name: str
@@ -113,11 +114,9 @@ def _predict_fold(
             return np.where(np.arange(len(problem.classes)) == present[0], 0.0, -1.0)[None].repeat(
                 rows, axis=0
             )
-        # np.unique sorts texts, and a plug-in's columns follow it: our own order may be another
-        order = np.argsort(np.array(problem.classes)[present])
         found = _scores(probe, features, names, problem, test, seed, (rows, len(present)))
         scores = np.full((rows, len(problem.classes)), np.nan)
-        scores[:, present[order]] = found
+        scores[:, present] = found
         lowest = found.min(axis=1, keepdims=True) - 1
         return np.where(np.isnan(scores), lowest, scores)
     if problem.kind == "numbers":
