@@ -11,9 +11,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 DATA = Path(os.environ.get("TIAFT_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
 TINY = "test_resnet"  # timm's own backbone for tests
+
+# The same examples each time, so that a change is judged by itself; to look for new ones:
+# pytest --hypothesis-profile=wild
+settings.register_profile("tests", derandomize=True, database=None)
+settings.register_profile("wild", max_examples=1000)
+settings.load_profile("tests")
 
 
 @pytest.fixture

@@ -9,6 +9,9 @@ class TiaftError(Exception):
 
     exit_code = 2  # of the command line: nothing was done
 
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(str(message)))
+
 
 class Stopped(TiaftError):
     """Something was begun and could not be finished, or an input proved bad when it was tried."""
@@ -27,6 +30,15 @@ class SlidesFailed(Stopped):
         listed = "; ".join(f"{slide}: {reason}" for slide, reason in failures.items())
         total = len(results) + len(failures)
         super().__init__(f"{len(failures)} of {total} slides failed: {listed}")
+
+
+def one_line(text: str) -> str:
+    r"""Return lines joined by "; ", and what else cannot be printed written as ``\x85``.
+
+    Names of files, classes and settings are anybody's, and messages quote them.
+    """
+    joined = "; ".join(line.strip() for line in text.split("\n") if line.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)
 
 
 def first_line(error: BaseException) -> str:
