@@ -7,7 +7,7 @@ from tiaft_plugin.cli.finetune import finetune
 from tiaft_plugin.cli.models import models
 from tiaft_plugin.cli.options import KEY_VALUE, CommaList
 
-SHARED = ("backbone", "backbone_args", "init", "hidden", "mean", "std", "seed")
+SHARED = ("backbone_args", "init", "mean", "std", "seed")
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -1,5 +1,6 @@
 """The plug-ins of ``examples/``, installed as a stranger would and run in fresh processes."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-NAMES = ("model_plugin", "probe_plugin", "sink_plugin", "hook_plugin", "command_plugin")
+NAMES = (
+    "model_plugin",
+    "probe_plugin",
+    "sink_plugin",
+    "finetune_plugin",
+    "hook_plugin",
+    "command_plugin",
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,7 @@ def test_tiaft_plugins_lists_them(installed):
     for line in (
         "colour-texture (tiaft-colour-texture 0.1)\n  register_models: colour-texture\n",
         "knn (tiaft-knn 0.1)\n  register_probes: knn\n",
+        "cosine (tiaft-cosine 0.1)\n  choose_optimizer\n",
         "tile-table (tiaft-tile-table 0.1)\n  register_sinks: tile-table\n",
         "tile-area (tiaft-tile-area 0.1)\n  choose_augmentation\n  measure_tiles\n",
         "classes (tiaft-classes 0.1)\n  register_commands: classes\n",
@@ -78,7 +87,7 @@ check_model(model.thing(), tile_size=model.options["tile_size"], classes=model.o
 print(model.plugin, model.options)
 """
     said = run(installed, code)
-    assert said == "colour-texture {'tile_size': 224, 'mpp': 0.5, 'classes': ()}\n"
+    assert said.startswith("colour-texture {'tile_size': 224, 'mpp': 0.5, 'classes': ()")
 
 
 def test_the_probe_keeps_its_promises(installed):
@@ -128,6 +137,43 @@ turned = {turn(tile, np.random.default_rng(seed)).tobytes() for seed in range(40
 print(turned == {np.rot90(tile, quarters).tobytes() for quarters in range(4)})
 """
     assert run(installed, code) == f"{[63.5**2] * 2}\nTrue\n"
+
+
+def test_the_schedule_is_a_cosine(installed):
+    code = """
+import torch
+from tiaft_plugin.plugins import call_hook
+weights = [torch.nn.Parameter(torch.zeros(3))]
+optimizer, scheduler = call_hook(
+    "choose_optimizer", stage=1, parameters=weights, lr=0.5, steps=40
+)
+for _ in range(41):
+    print(optimizer.param_groups[0]["lr"])
+    optimizer.step()
+    scheduler.step()
+"""
+    rates = [float(line) for line in run(installed, code).splitlines()]
+    assert rates[:3] == pytest.approx([1 / 6, 1 / 3, 0.5])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[21] == pytest.approx(0.25) and rates[40] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_finetuning_follows_the_schedule(installed, tmp_path):
+    from PIL import Image
+
+    for label, colour in (("TUM", (230, 160, 200)), ("STR", (120, 60, 150))):
+        for number in range(4):
+            file = tmp_path / "tiles" / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), colour).save(file)
+    run(
+        installed, TIAFT, "finetune", str(tmp_path / "tiles"), "--out", str(tmp_path / "out"),
+        "--backbone", "test_resnet", "--init", "random", "--mpp", "0.5", "--epochs", "4,0",
+        "--batch-size", "4", "--device", "cpu",
+    )  # fmt: skip
+    with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["split"] == "train"]
+    assert rates == sorted(rates, reverse=True) and 4e-4 > rates[0] > 3 * rates[-1] >= 0
 
 
 def test_the_command_runs(installed, tmp_path):

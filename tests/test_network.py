@@ -338,7 +338,7 @@ def with_card(file: Path, change, tensors=None) -> Path:
         ({"version": 2}, "version 2 is newer than this tiaft_plugin reads .* upgrade"),
         ({"version": "1"}, "version is '1'"),
         ({"licence": 3}, "not all texts"),
-        ({"task": "multilabel"}, "task is 'multilabel', and .* reads models of classes only: upg"),
+        ({"task": "other"}, "task is 'other', and .* reads models of classes, multilabel only"),
         ({"task": None}, "task is None"),
         ({"backbone_args": {"act_layer": {"x": 1}}}, "backbone_args act_layer is {'x': 1}: texts"),
         ({"backbone_args": {"embed_dim": 20_000}}, "embed_dim is 20000: .* numbers up to 8192"),

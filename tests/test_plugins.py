@@ -80,7 +80,7 @@ def test_collect_says_what_was_registered_and_whose_it_is(manager):
     found = collect("register_models")
     assert list(found) == ["m", "n"]
     assert (found["n"].thing, found["n"].plugin) == (int, "b")
-    assert found["n"].options == {"tile_size": 9, "mpp": 1.0, "classes": ()}
+    assert found["n"].options == {"tile_size": 9, "mpp": 1.0, "classes": (), "multilabel": False}
 
 
 def test_two_plugins_cannot_take_one_name(manager):
@@ -212,7 +212,7 @@ def test_call_hook_gives_what_the_hook_gives(manager):
     add(manager, "a", measure_tiles=lambda tiles: {"A": tiles}, choose_optimizer=lambda lr: "a")
     add(manager, "b", measure_tiles=lambda slide: {"B": slide}, choose_optimizer=lambda lr: "b")
     assert call_hook("measure_tiles", slide="s", tiles=1) == [{"B": "s"}, {"A": 1}]
-    assert call_hook("choose_optimizer", stage=1, parameters=[], lr=0.1) == "b"
+    assert call_hook("choose_optimizer", stage=1, parameters=[], lr=0.1, steps=9) == "b"
     assert call_hook("stage_ended", stage=1, network=None) == []
     assert call_hook("choose_augmentation", stage=1, tile_size=8) is None
 

@@ -10,11 +10,15 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pytest import MonkeyPatch
 from torch import nn
 
 from tiaft_plugin import TiaftError
 from tiaft_plugin.files import write_atomically
-from tiaft_plugin.plugins import collect
+from tiaft_plugin.finetune.interface import FinetuneResult
+from tiaft_plugin.network import create_network, save_model
+from tiaft_plugin.plugins import call_hook, collect
 from tiaft_plugin.testing import check_finetuner, check_model, check_probe, check_sink
 
 ROOT = Path(__file__).parents[1]
@@ -549,7 +553,7 @@ class TrainsNothing(TwoStage):
 
 class SpoilsTiles(TwoStage):
     def after(self, job, result):
-        tile = next(job.train.root.rglob("*.png"))
+        tile = next(job.test.root.rglob("*.png"))
         tile.write_bytes(tile.read_bytes() + b" ")
 
 
@@ -567,7 +571,7 @@ class ReturnsPath(TwoStage):
 
 
 def test_the_built_in_finetuner_passes():
-    check_finetuner(TwoStage())
+    check_finetuner(TwoStage(), epochs=(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -579,13 +583,139 @@ def test_the_built_in_finetuner_passes():
         (ForgetsSeed, "another model file for the same job and seed"),
         (Overwrites, "overwrites a finished run without being asked"),
         (TrainsNothing, "does not train Part A"),
-        (SpoilsTiles, "changes the tiles that it trains on"),
+        (SpoilsTiles, "changes the tiles that it is given"),
         (TakesAnything, r"inputs are \['pictures'\]: a set of bags, slides, tiles"),
         (TakesBags, "can check finetuners of tiles with classes only"),
         (ReturnsPath, "returns PosixPath, not a FinetuneResult"),
     ],
 )
 def test_each_fault_of_a_finetuner_is_named(finetuner, said):
+    with pytest.raises(TiaftError, match=said):
+        check_finetuner(finetuner(), epochs=(1, 1))
+
+
+class OneStage:
+    """A finetuner of a plug-in: two steps of plain SGD with all weights, and no checkpoints."""
+
+    inputs = frozenset({"tiles"})
+    targets = frozenset({"classes"})
+
+    def __call__(self, job):
+        model, table, page = (
+            job.out / name for name in ("model.safetensors", "metrics.csv", "report.html")
+        )
+        if model.exists() and not job.overwrite:
+            raise TiaftError(f"{model} exists already")
+        net = self.network(job)
+        tiles = np.stack([np.array(Image.open(file)) for file in self.files(job)])
+        targets = torch.tensor(job.train.targets * 2)[: len(tiles)]
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        job.out.mkdir(parents=True, exist_ok=True)
+        for epoch in (1, 2):
+            net.train()
+            nn.functional.cross_entropy(net(tiles), targets).backward()
+            optimizer.step()
+            self.epoch_ends(job, net)
+            call_hook("epoch_ended", stage=1, epoch=epoch, metrics={})
+        save_model(net.eval(), model, overwrite=True)
+        table.touch()
+        page.touch()
+        return FinetuneResult(model, table, page)
+
+    def network(self, job):
+        return create_network(
+            job.backbone,
+            job.train.classes,
+            init=job.init,
+            tile_size=job.train.tile_size,
+            mpp=job.train.mpp,
+            hidden=job.hidden or (8,),
+            seed=job.seed,
+        )
+
+    def files(self, job):
+        return job.train.files
+
+    def epoch_ends(self, job, net):
+        pass
+
+
+class CallsNoHook(OneStage):
+    def __call__(self, job):
+        with MonkeyPatch.context() as patch:
+            patch.setitem(globals(), "call_hook", lambda *_, **__: None)
+            return super().__call__(job)
+
+
+class StartsElsewhere(OneStage):
+    def network(self, job):
+        return super().network(replace(job, backbone="test_resnet", init="random"))
+
+
+class DrawsGlobally(OneStage):
+    def epoch_ends(self, job, net):
+        net.part_b.classifier.bias.data += 1e-3 * torch.rand(len(net.card.classes))
+
+
+class ChoosesByTest(OneStage):
+    def files(self, job):
+        return [*job.train.files, *(job.test.files if job.test else ())]
+
+
+class NeedsVal(OneStage):
+    def files(self, job):
+        return super().files(job) if job.val.files else ()
+
+
+class HidesInterrupt(OneStage):
+    def __call__(self, job):
+        try:
+            return super().__call__(job)
+        except KeyboardInterrupt:
+            return None
+
+
+class WritesEarly(OneStage):
+    def epoch_ends(self, job, net):
+        save_model(net, job.out / "model.safetensors", overwrite=True)
+
+
+class GoesOnAnyhow(OneStage):
+    """It remembers that it was there, and not where it was."""
+
+    def network(self, job):
+        net = super().network(job)
+        if job.out.exists():
+            net.part_b.classifier.bias.data += 1
+        return net
+
+
+class WantsNewFolder(OneStage):
+    def files(self, job):
+        if job.out.exists():
+            raise TiaftError("the folder is there already")
+        return super().files(job)
+
+
+@pytest.mark.parametrize("good", [OneStage, CallsNoHook])
+def test_a_finetuner_of_one_stage_passes(good):
+    check_finetuner(good())
+
+
+@pytest.mark.parametrize(
+    ("finetuner", "said"),
+    [
+        (StartsElsewhere, r"the model has no part_a.*: it is not the network of job.init"),
+        (DrawsGlobally, "another model file for the same job and seed"),
+        (ChoosesByTest, "test tiles change the model: they may be measured, and choose nothing"),
+        (NeedsVal, "the finetuner fails: AttributeError: 'NoneType' object has no attribute 'fi"),
+        (HidesInterrupt, "hides a KeyboardInterrupt"),
+        (WritesEarly, "an interrupted run leaves model.safetensors"),
+        (GoesOnAnyhow, "another model file after an interruption"),
+        (WantsNewFolder, "does not go on where it was interrupted: the folder is there already"),
+    ],
+)
+def test_each_fault_of_a_finetuner_of_one_stage_is_named(finetuner, said):
     with pytest.raises(TiaftError, match=said):
         check_finetuner(finetuner())
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from tiaft_plugin import TiaftError
 from tiaft_plugin.kather100k import KATHER100K
-from tiaft_plugin.tiles.fingerprint import fingerprint
+from tiaft_plugin.tiles.fingerprint import content_hashes, fingerprint
 from tiaft_plugin.tiles.images import read_image
-from tiaft_plugin.tiles.known import recognise
+from tiaft_plugin.tiles.known import nct_layout, recognise
 from tiaft_plugin.tiles.listing import list_manifest
-from tiaft_plugin.tiles.split import split_by_groups
-from tiaft_plugin.tiles.tileset import read_tileset
+from tiaft_plugin.tiles.split import refuse_shared_groups, split_by_groups, split_share
+from tiaft_plugin.tiles.tileset import TileSet, read_tileset
 
 SIZE = 12
 
@@ -396,3 +396,230 @@ def test_the_real_sets_are_recognised(data):
     val = read_tileset(data / "crc_val_he_7k")
     assert (val.name, val.mpp, val.tile_size) == ("CRC-VAL-HE-7K", 0.5, 224)
     assert val.classes == tuple(name for name in KATHER100K if name != "BACK")
+
+
+def make_multilabel(root: Path, labels=("B;A", "", " A ", "B; C", "C"), groups=None) -> Path:
+    """Write a tile for each of `labels`, and their manifest."""
+    rows = []
+    for number, label in enumerate(labels):
+        save(root / f"t{number}.png")
+        rows.append((f"t{number}.png", label, groups[number] if groups else "", ""))
+    return write_manifest(root, rows)
+
+
+def test_tiles_of_several_labels_are_read(tmp_path):
+    tiles = read_tileset(make_multilabel(tmp_path), multilabel=True)
+    assert tiles.multilabel
+    assert tiles.classes == ("A", "B", "C")
+    assert tiles.labels == ("A;B", "", "A", "B;C", "C")  # in the order of the classes
+    assert tiles.targets == [[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1]]
+    assert tiles.counts == {"A": 2, "B": 2, "C": 2}
+    other = tiles.with_classes(("C", "B", "X", "A"))
+    assert other.labels == ("B;A", "", "A", "C;B", "C")
+    assert other.targets[3] == [1, 1, 0, 0]
+    assert fingerprint(other) == fingerprint(tiles)
+    with pytest.raises(TiaftError, match="classes that the training tiles lack: B, C"):
+        tiles.with_classes(("A",))
+
+
+def test_the_fingerprint_of_single_labels_is_what_it_was(tmp_path):
+    make_manifest(tmp_path)
+    tiles = read_tileset(tmp_path)
+    several = read_tileset(tmp_path, multilabel=True)
+    assert several.labels == tiles.labels
+    assert fingerprint(several) == fingerprint(tiles)
+    assert fingerprint(read_tileset(tmp_path, classes=("B", "A"))) == fingerprint(tiles)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("A;;B", "A", "B"), "line 2: label is 'A;;B': a name is missing between ;"),
+        (("A", "B;", "B"), "line 3: label is 'B;': a name is missing between ;"),
+        (("A", "B; A;B", "B"), "line 3: label is 'B; A;B': B stands twice"),
+        (("A", "a;B", "B"), "classes differ only in case: A and a"),
+        (
+            ("A;B", "A", "C"),
+            r"labels with fewer than two tiles .*: B \(1\), C \(1\): add tiles, or",
+        ),
+        (("A;B", "A;B", "A"), "labels that every tile to train on has: A: add tiles without, or"),
+        (("", "", ""), "no tile has a label"),
+    ],
+)
+def test_odd_labels_are_refused(tmp_path, labels, message):
+    with pytest.raises(TiaftError, match=message):
+        read_tileset(make_multilabel(tmp_path, labels), multilabel=True)
+
+
+def test_one_label_is_enough_where_tiles_may_have_none(tmp_path):
+    tiles = read_tileset(make_multilabel(tmp_path, ("A", "A", "")), multilabel=True)
+    assert tiles.targets == [[1], [1], [0]]
+
+
+def test_several_labels_are_neither_of_folders_nor_classes_by_accident(tmp_path):
+    make_folders(tmp_path / "folders")
+    with pytest.raises(TiaftError, match="folders holds no manifest.csv: tiles of several labels"):
+        read_tileset(tmp_path / "folders", multilabel=True)
+    make_multilabel(tmp_path / "set", ("A;B", "A;B", "C", "C"))
+    with pytest.raises(TiaftError, match="class names hold ';': 'A;B': pass --multilabel if these"):
+        read_tileset(tmp_path / "set")
+
+
+def tiles_of(labels, groups=None, classes=None, multilabel=False) -> TileSet:
+    """Return a tile set of no files, for what looks at labels and groups alone."""
+    names = {name for label in labels for name in (label.split(";") if multilabel else [label])}
+    return TileSet(
+        root=Path("set"),
+        files=tuple(Path(f"set/{number}.png") for number in range(len(labels))),
+        labels=tuple(labels),
+        groups=tuple(groups or [None] * len(labels)),
+        classes=tuple(classes or sorted(names - {""})),
+        tile_size=SIZE,
+        mpp=None,
+        multilabel=multilabel,
+    )
+
+
+def test_a_share_of_single_tiles_is_a_share_of_each_class_and_what_leaks_is_told():
+    tiles = tiles_of("A" * 20 + "B" * 40 + "C" * 3)
+    train, held_out, warnings = split_share(tiles, 0.2, seed=0)
+    assert held_out.counts == {"A": 4, "B": 8, "C": 1}
+    assert train.counts == {"A": 16, "B": 32, "C": 2}
+    assert warnings == [
+        "no tile has a group (slide or patient), so they were held out one by one: tiles of one "
+        "slide or patient stand on both sides, and held-out accuracy is too good: name groups in "
+        "manifest.csv, or hold out other slides with --val"
+    ]
+    assert split_share(tiles, 0.2, seed=0)[1].files == held_out.files
+    assert split_share(tiles, 0.2, seed=1)[1].files != held_out.files
+
+
+def test_a_share_of_groups_is_even_where_the_groups_allow():
+    """Twelve patients; the rare class is in two of them only."""
+    labels, groups = [], []
+    for patient in range(12):
+        for label in "A" * 5 + "B" * 5 + ("R" * 4 if patient in (3, 8) else ""):
+            labels.append(label)
+            groups.append(f"p{patient}")
+    train, held_out, warnings = split_share(tiles_of(labels, groups), 0.25, seed=3)
+    assert not set(train.groups) & set(held_out.groups)
+    assert train.counts["R"] == held_out.counts["R"] == 4
+    assert held_out.counts["A"] == held_out.counts["B"] == 15
+    assert warnings == []
+
+
+def test_what_groups_do_not_allow_is_warned_of_or_refused():
+    tiles = tiles_of("AABB" * 2 + "RRRR", ["p1"] * 4 + ["p2"] * 4 + ["p1"] * 4)
+    train, held_out, warnings = split_share(tiles, 0.2, seed=0)
+    assert (train.group_names, held_out.group_names) == (["p1"], ["p2"])
+    assert warnings == [
+        "33% of the tiles are held out, not 20%: slides, patients and rare classes cannot be "
+        "parted finer",
+        "no held-out tile is of class R: nothing is known of it",
+    ]
+    one_slide, a_slide_a_class = ["p1"] * 12, ["p1"] * 8 + ["p2"] * 4
+    for groups in (one_slide, a_slide_a_class):
+        with pytest.raises(TiaftError, match="no slide or patient can be held out .*val-share 0"):
+            split_share(tiles_of("A" * 8 + "B" * 4, groups), 0.2, seed=0)
+    with pytest.raises(TiaftError, match="no tile can be held out and leave each class two tiles"):
+        split_share(tiles_of("AABB"), 0.2, seed=0)
+    for share in (0, 1, -0.5, float("nan")):
+        with pytest.raises(TiaftError, match="is no share to hold out: more than 0 and less"):
+            split_share(tiles_of("AAABBB"), share, seed=0)
+
+
+def test_tiles_without_a_group_are_held_out_one_by_one_beside_whole_groups():
+    groups = ["p1", "p2", "p3", None] * 10
+    train, held_out, warnings = split_share(tiles_of("AABB" * 10, groups), 0.3, seed=0)
+    assert not (set(train.groups) & set(held_out.groups)) - {None}
+    assert warnings[0].startswith("10 of 40 tiles have no group (slide or patient), so they were")
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sets(st.sampled_from("ABC")), st.sampled_from(["p1", "p2", "p3", "p4", None])),
+        min_size=2,
+        max_size=40,
+    ),
+    several=st.booleans(),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 3),
+)
+def test_every_split_keeps_each_tile_once_groups_whole_and_enough_to_train(
+    rows, several, share, seed
+):
+    if several:
+        labels = [";".join(sorted(names)) for names, _ in rows]
+    else:
+        labels = [min(names, default="A") for names, _ in rows]
+    tiles = tiles_of(labels, [group for _, group in rows], multilabel=several)
+    try:
+        train, held_out, _ = split_share(tiles, share, seed)
+    except TiaftError:
+        return
+    assert sorted(train.files + held_out.files) == sorted(tiles.files)
+    assert not (set(train.groups) & set(held_out.groups)) - {None}
+    assert len(held_out)
+    assert min(train.counts.values()) >= 2
+    if several:
+        assert max(train.counts.values()) < len(train)
+    assert train.classes == held_out.classes == tiles.classes
+
+
+def test_labels_are_spread_by_their_combinations():
+    labels = ["A;B"] * 20 + ["A"] * 10 + [""] * 30 + ["B;C"] * 5
+    _, held_out, _ = split_share(tiles_of(labels, multilabel=True), 0.2, seed=1)
+    assert [held_out.labels.count(name) for name in ("A;B", "A", "", "B;C")] == [4, 2, 6, 1]
+
+
+def test_real_slides_are_parted_more_evenly_than_by_folds(data):
+    tiles = read_tileset(data / "kather2016")
+    train, held_out, warnings = split_share(tiles, 0.2, seed=0)
+    assert not set(train.groups) & set(held_out.groups)
+    assert all(10 <= count <= 40 for count in held_out.counts.values())  # of 120 each
+    assert warnings == []
+
+
+def test_a_group_in_two_of_three_sets_is_refused():
+    sets = {
+        "train": tiles_of("AABB", ["p1"] * 4),
+        "val": tiles_of("AB", ["p2", None]),
+        "test": tiles_of("AB", ["p2", None]),
+    }
+    with pytest.raises(TiaftError, match=r"both sides of the split \(val and test\): p2: take"):
+        refuse_shared_groups(sets)
+    del sets["val"]
+    refuse_shared_groups(sets)
+
+
+def test_tiles_that_cannot_be_decoded_are_all_named_on_the_way_to_their_hashes(tmp_path):
+    make_folders(tmp_path, each=4)
+    tiles = read_tileset(tmp_path)
+    assert content_hashes(tiles) == content_hashes(tiles, decode=False)
+    for name in ("STR/1.png", "TUM/3.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    assert len(read_tileset(tmp_path)) == 8  # the headers are whole
+    (tmp_path / "TUM" / "0.png").write_bytes(b"a download that broke off")
+    with pytest.raises(TiaftError) as error:
+        content_hashes(tiles)
+    text = str(error.value)
+    assert f"{tmp_path}: 3 of 8 tiles cannot be decoded: STR/1.png (" in text
+    assert "TUM/0.png (not an image that can be read)" in text
+    assert text.endswith("copy them again, or remove them")
+    assert "0x" not in text
+    assert len(fingerprint(tiles)) == 64  # which only says what the files are
+    (tmp_path / "TUM" / "3.png").unlink()
+    with pytest.raises(TiaftError, match=r"3.png cannot be read: No such file"):
+        content_hashes(tiles)
+
+
+def test_the_layout_of_nct_crc_he_is_known(tmp_path):
+    assert nct_layout(tmp_path) is None
+    (tmp_path / "NCT-CRC-HE-100K-NONORM").mkdir()
+    assert nct_layout(tmp_path) == (tmp_path / "NCT-CRC-HE-100K-NONORM", None)
+    (tmp_path / "CRC-VAL-HE-7K").mkdir()
+    assert nct_layout(tmp_path)[1] == tmp_path / "CRC-VAL-HE-7K"
+    (tmp_path / "NCT-CRC-HE-100K").mkdir()
+    with pytest.raises(TiaftError, match="holds both NCT-CRC-HE-100K and .*give one of them"):
+        nct_layout(tmp_path)

@@ -8,11 +8,11 @@ from conftest import TINY, tiaft
 from PIL import Image
 
 from tiaft_plugin import TiaftError
-from tiaft_plugin.engine.colour import colour_features
-from tiaft_plugin.engine.stain import Macenko
 from tiaft_plugin.engine.tile_features import extract_tiles
+from tiaft_plugin.tiles.colour import colour_features
 from tiaft_plugin.tiles.fingerprint import fingerprint
 from tiaft_plugin.tiles.images import read_image
+from tiaft_plugin.tiles.stain import Macenko
 from tiaft_plugin.tiles.tileset import read_tileset
 
 

@@ -13,17 +13,28 @@ hookimpl = HookimplMarker("tiaft")
 
 @hookspec
 def register_models(register):
-    """Add tile models: ``register(name, load, tile_size=…, mpp=…, classes=())``.
+    """Add tile models: ``register(name, load, tile_size=…, mpp=…, classes=(), multilabel=False)``.
 
     ``load()`` returns a torch module in eval mode, called with uint8 tiles (N, H, W, 3) on its
-    device: logits (N, C) where `classes` are named, features (N, D) where not. `tile_size` is in
-    pixels, `mpp` in µm per pixel. ``tiaft_plugin.testing.check_model`` says what else it promises.
+    device: logits (N, C) where `classes` are named, features (N, D) where not; with `multilabel` a
+    tile has any number of the classes. `tile_size` is in pixels, `mpp` in µm per pixel.
+    ``tiaft_plugin.testing.check_model`` says what else it promises.
     """
 
 
 @hookspec
 def register_finetuners(register):
     """Add fine-tuners: ``register(name, finetuner)``; see ``tiaft_plugin.finetune.interface``."""
+
+
+@hookspec
+def register_augmentations(register):
+    """Add augmentations: ``register(name, augment)``, for ``tiaft finetune --augment NAME``.
+
+    ``augment(tile, rng)`` returns a tile's array (H, W, 3), uint8, changed; `rng` is a numpy
+    Generator that seed, stage, epoch and tile alone decide. It goes to other processes: a function
+    or object of a module.
+    """
 
 
 @hookspec
@@ -76,15 +87,20 @@ def epoch_ended(stage, epoch, metrics):
 
 
 @hookspec(firstresult=True)
-def choose_optimizer(stage, parameters, lr):
-    """Return a torch optimiser for a stage, or None to leave the choice; first result wins."""
+def choose_optimizer(stage, parameters, lr, steps):
+    """Return a torch optimiser for a stage, or None to leave the choice; first result wins.
+
+    Or a pair, optimiser and scheduler; this one steps once a training step, of which the stage
+    has `steps`.
+    """
 
 
 @hookspec(firstresult=True)
 def choose_augmentation(stage, tile_size):
     """Return ``augment(tile, rng)``, from and to a uint8 (H, W, 3) array, or None; first wins.
 
-    `rng` is a numpy Generator that seed, stage, epoch and tile alone decide.
+    `rng` is a numpy Generator that seed, stage, epoch and tile alone decide. It comes before the
+    augmentations that were asked for by name.
     """
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pluggy
 
 from tiaft_plugin import hookspecs
-from tiaft_plugin.errors import TiaftError, reason
+from tiaft_plugin.errors import Stopped, TiaftError, reason
 
 # tiaft's own parts are plug-ins like any other. These modules import nothing heavy.
 BUILT_INS = (
@@ -32,14 +32,18 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 # What `register` takes in each hook: whoever passes anything else hears of it at once.
 REGISTER: dict[str, Signature] = {
-    "register_models": signature(lambda name, load, *, tile_size, mpp, classes=(): None),
+    "register_models": signature(
+        lambda name, load, *, tile_size, mpp, classes=(), multilabel=False: None
+    ),
     "register_finetuners": signature(lambda name, finetuner: None),
+    "register_augmentations": signature(lambda name, augment: None),
     "register_probes": signature(lambda name, probe: None),
     "register_aggregators": signature(lambda name, aggregate: None),
     "register_sinks": signature(lambda name, write, *, suffix: None),
 }
 
 TAKEN = {("register_probes", "compare"): "`tiaft probe compare`"}
+GIVE_FUNCTIONS = ("choose_augmentation",)  # hooks whose result is called later, when none is asked
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,30 @@ class Registered:
     thing: Any
     options: dict
     plugin: str
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A function that a plug-in gave for later, called as it is; where it fails, it says whose.
+
+    `role` is what it is: "augmentation grain".
+    """
+
+    function: Callable[..., Any]
+    plugin: str
+    role: str
+
+    def __str__(self) -> str:
+        return f"{self.role} of plug-in {self.plugin}"
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the function. Raises Stopped, which names the plug-in, where it fails."""
+        try:
+            return self.function(*arguments, **options)
+        except TiaftError:
+            raise
+        except Exception as error:
+            raise Stopped(f"{self} failed: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -233,7 +261,10 @@ def _collector(found: dict[str, Registered], hook: str, plugin: str) -> Callable
 
 
 def _named(impl: Any, hook: str) -> Callable[..., Any]:
-    """Return a plug-in's function for a hook, which names both in a TiaftError where it fails."""
+    """Return a plug-in's function for a hook, which names both in a TiaftError where it fails.
+
+    So does what it returns, where that is a function.
+    """
     function, plugin = impl.function, impl.plugin_name
 
     @contextmanager
@@ -248,13 +279,18 @@ def _named(impl: Any, hook: str) -> Callable[..., Any]:
                 f"TIAFT_DISABLE_PLUGINS={plugin} leaves it out"
             ) from error
 
+    def owned(result: Any) -> Any:
+        if hook not in GIVE_FUNCTIONS or not callable(result) or isinstance(result, Owned):
+            return result
+        return Owned(result, plugin, f"{hook}'s function")
+
     def call(*arguments: Any) -> Any:
         with naming():
-            return function(*arguments)
+            return owned(function(*arguments))
 
     def wrap(*arguments: Any) -> Any:  # around the others' calls, which raise TiaftError only
         with naming():
-            return (yield from function(*arguments))
+            return owned((yield from function(*arguments)))
 
     return wrap if impl.wrapper or impl.hookwrapper else call
 

@@ -1,8 +1,12 @@
 """Progress bars: all of them look alike and go to stderr."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
+
+_hidden = False
 
 
 def progress(
@@ -18,7 +22,18 @@ def progress(
         desc=what,
         total=total,
         unit=f" {unit}s",
-        disable=None if wanted is None else not wanted,
+        disable=_hidden or (None if wanted is None else not wanted),
         mininterval=pause,
         maxinterval=max(pause, 10.0),  # after which tqdm redraws a slow bar
     )
+
+
+@contextmanager
+def hide_progress() -> Iterator[None]:
+    """Show no bar while the block runs: of several processes at one work, the first has it."""
+    global _hidden
+    before, _hidden = _hidden, True
+    try:
+        yield
+    finally:
+        _hidden = before

@@ -18,5 +18,5 @@ def write(predictions, path):
         for block in predictions.blocks():
             rows = zip(block.ids, block.bounds, block.labels, block.probabilities, strict=True)
             for uuid, bounds, label, row in rows:
-                name = predictions.classes[label]
+                name = predictions.class_of(label)
                 table.writerow([uuid, *bounds.tolist(), name, *row.tolist()])

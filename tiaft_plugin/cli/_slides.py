@@ -132,7 +132,7 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
 
 def stain_of(options: dict[str, Any]) -> Any:
     """Return the stain normalisation that --stain and --stain-target ask for, or None."""
-    from tiaft_plugin.engine.stain import make_stain
+    from tiaft_plugin.tiles.stain import make_stain
 
     if options["stain_target"] and not options["stain"]:
         raise click.UsageError("--stain-target needs --stain")

@@ -92,6 +92,48 @@ def verify(name: str) -> None:
 
 
 @models.command()
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--out", type=_FILE, metavar="README.md", help="Write it there, not to the screen.")
+@click.option("--overwrite", is_flag=True, help="Replace that file.")
+def card(name: str, out: Path | None, overwrite: bool) -> None:
+    """Print a model card in Hugging Face's format, of what the model file records."""
+    from tiaft_plugin.zoo.modelcard import model_card
+
+    text = model_card(name)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from tiaft_plugin.files import write_atomically
+
+    with write_atomically(out, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {out}")
+
+
+@models.command()
+@click.argument("name", metavar="NAME|FILE")
+@click.argument("out", type=_FILE)
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["pth", "torchscript", "pt2", "onnx"]),
+    help="pth: weights for TIAToolbox's weights=; pt2: torch.export's format.",
+)
+@click.option("--features", is_flag=True, help="Features, not probabilities.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def export(name: str, out: Path, **options: Any) -> None:
+    """Write a model to OUT for other software, its outputs compared with the model's.
+
+    All but pth take uint8 tiles (N, height, width, 3) of the model's size and normalise them
+    themselves. What is printed says how the file is used.
+    """
+    from tiaft_plugin.zoo.export import export_model
+
+    how = export_model(name, out, **options)
+    click.echo(f"wrote {out}\n\n{how}", nl=False)
+
+
+@models.command()
 @click.argument("file", type=_FILE)
 @click.option("--classes", type=CLASSES, default="", help="A,B,C; without, it gives features only.")
 @network_options

@@ -63,6 +63,35 @@ def _plain(text: str) -> Any:
     return text
 
 
+class Sections(click.Command):
+    """A command whose help shows its options under the headings that `section` gave them."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a section after the other; those of none come last."""
+        rows: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                rows.setdefault(getattr(param, "section", "Other"), []).append(record)
+        for title, records in rows.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def section(title: str, *options: Callable) -> Callable[[Callable], Callable]:
+    """Return a decorator that adds options to a command of `Sections`, under a heading."""
+
+    def add(command: Callable) -> Callable:
+        before = list(getattr(command, "__click_params__", ()))
+        command = together(*options)(command)
+        for param in command.__click_params__:  # type: ignore[attr-defined]
+            if param not in before:
+                param.section = title
+        return command
+
+    return add
+
+
 def at_least(least: float) -> Callable[..., Any]:
     """Return a click callback that refuses smaller numbers, infinity and NaN in a list."""
 
@@ -97,14 +126,37 @@ def settings(name: str, into: str, help: str) -> Callable:
     )
 
 
-def batch_size_option(default: int, least: int = 1) -> Callable:
-    """Return ``--batch-size``, in tiles."""
+def batch_size_option(default: int | None, least: int = 1) -> Callable:
+    """Return ``--batch-size``, in tiles; the recipe's where `default` is None."""
     return click.option(
         "--batch-size",
         type=click.IntRange(min=least),
         default=default,
-        show_default=True,
+        show_default=default is not None or "the recipe's",
         help="Tiles that go through the network at once.",
+    )
+
+
+def backbone_option(default: str) -> Callable:
+    """Return ``--backbone``; `default` is what the help calls its default."""
+    return click.option(
+        "--backbone",
+        metavar="NAME",
+        show_default=default,
+        help="Any timm backbone.",
+    )
+
+
+def hidden_option(default: str | None) -> Callable:
+    """Return ``--hidden``; the recipe's where `default` is None."""
+    return click.option(
+        "--hidden",
+        type=WIDTHS,
+        callback=at_least(1),
+        default=default,
+        show_default=default is not None or "the recipe's",
+        metavar="N[,N]",
+        help="Widths of Part B's hidden layers.",
     )
 
 
@@ -131,12 +183,7 @@ seed_option = click.option(
     show_default=True,
     help="Of all that is random; the same seed gives the same result.",
 )
-network_options = together(
-    click.option(
-        "--backbone",
-        metavar="NAME",
-        help="Any timm backbone [default: the init file's, or legacy_xception].",
-    ),
+weights_options = together(
     settings("--backbone-arg", "backbone_args", "An argument for timm, such as pad_type=same"),
     click.option(
         "--init",
@@ -145,15 +192,8 @@ network_options = together(
         metavar="imagenet|random|FILE",
         help="Weights of the backbone (Part A) to begin with; Part B is random.",
     ),
-    click.option(
-        "--hidden",
-        type=WIDTHS,
-        callback=at_least(1),
-        default="2048",
-        show_default=True,
-        metavar="N[,N]",
-        help="Widths of Part B's hidden layers.",
-    ),
+)
+pixel_options = together(
     click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Of pixels scaled to 0…1."),
     click.option(
         "--std",
@@ -162,4 +202,10 @@ network_options = together(
         metavar="R,G,B",
         help="Of pixels scaled to 0…1 [mean and std by default: the init file's, or timm's].",
     ),
+)
+network_options = together(
+    backbone_option("the init file's, or legacy_xception"),
+    weights_options,
+    hidden_option("2048"),
+    pixel_options,
 )

@@ -29,7 +29,7 @@ def write_annotation_store(predictions: TilePredictions, path: Path) -> None:
             "classes": list(predictions.classes),
         }
         for block in checked_blocks(predictions):
-            annotations = _annotations(block, predictions.classes)
+            annotations = _annotations(block, predictions)
             try:
                 store.append_many(annotations, map(str, block.ids))
             except sqlite3.IntegrityError as error:
@@ -68,12 +68,13 @@ def _new_store(path: Path) -> Iterator[SQLiteStore]:
         store.close()
 
 
-def _annotations(block: TileBlock, classes: tuple[str, ...]) -> Iterator[Annotation]:
-    columns = _properties(block, classes)
+def _annotations(block: TileBlock, predictions: TilePredictions) -> Iterator[Annotation]:
+    columns = _properties(block, predictions.classes)
     rows = zip(*columns.values(), strict=True)
     tiles = zip(shapely.box(*block.bounds.T), block.labels.tolist(), rows, strict=True)
     for box, label, row in tiles:
-        yield Annotation(box, dict(zip(columns, row, strict=True)) | {"type": classes[label]})
+        properties = dict(zip(columns, row, strict=True))
+        yield Annotation(box, properties | {"type": predictions.class_of(label)})
 
 
 def _properties(block: TileBlock, classes: tuple[str, ...]) -> dict[str, list]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tiatoolbox.models.engine.deep_feature_extractor import DeepFeatureExtractor
 from tiatoolbox.models.engine.patch_predictor import PatchPredictor
+from tiatoolbox.models.models_abc import ModelABC
 from tiatoolbox.wsicore.wsireader import WSIReader
 from torch.utils.data import DataLoader, Sampler
 
@@ -31,6 +32,7 @@ from tiaft_plugin.errors import SlidesFailed, Stopped, TiaftError, reason
 from tiaft_plugin.files import DISK_ERRORS, locked
 from tiaft_plugin.network.weights import sha256_of_weights
 from tiaft_plugin.progress import progress
+from tiaft_plugin.tiles.stain import Normalise, agreed_stain
 from tiaft_plugin.zoo.models import BatchOutput, TileModel, model_from_file
 
 
@@ -53,7 +55,8 @@ class StoreEngine(PatchPredictor):
         super().__init__(model, *args, **kwargs)
         if ioconfig is not None:
             self.ioconfig = self._ioconfig = ioconfig
-        self.stain = stain
+        own = getattr(self._bare_model(), "stain", None)
+        self.stain = agreed_stain(own, stain, self.model_facts["name"]) if own else stain
 
     def process(
         self, jobs: Sequence[SlideJob], out: Path, *, overwrite: bool = False
@@ -182,6 +185,7 @@ class StoreEngine(PatchPredictor):
             "scale_to_baseline": facts.scale_to_baseline(reader, dataset),
             "precision": "float32",
             "stain_normalisation": getattr(self.stain, "facts", None),
+            **self._task(),
         }
         return store.describe(
             settings,
@@ -208,8 +212,13 @@ class StoreEngine(PatchPredictor):
     def _class_names(self) -> list[str]:
         return []
 
+    def _task(self) -> dict[str, str]:
+        return {}
+
     def _get_model_attr(self, attr_name: str) -> Callable:
         found = super()._get_model_attr(attr_name)
+        if isinstance(found, Normalise):
+            return ModelABC.preproc  # `prepare` normalises, and notes where it cannot
         return _whole_batches(found) if attr_name == "infer_batch" else found
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
@@ -257,8 +266,8 @@ class FeatureExtractor(StoreEngine, DeepFeatureExtractor):
     """TIAToolbox's DeepFeatureExtractor, with the same `run`, whose slides end in feature stores.
 
     `model` is a name, a TIAToolbox model, or a model file (``.safetensors``); `stain` normalises
-    tiles (``tiaft_plugin.engine.stain.Macenko()``). `run` raises SlidesFailed, after all slides,
-    where some failed.
+    tiles (``tiaft_plugin.tiles.stain.Macenko()``), as does a model that was trained on normalised
+    ones. `run` raises SlidesFailed, after all slides, where some failed.
     """
 
     kind, view = "features", "features"
@@ -276,7 +285,12 @@ class TilePredictor(StoreEngine):
         class_dict = self._bare_model().class_dict
         if not class_dict:
             raise TiaftError("the model names no classes: predictions need class names")
-        return [str(class_dict[number]) for number in sorted(class_dict)]
+        names = [str(class_dict[number]) for number in sorted(class_dict)]
+        return names[:-1] if self._task() else names  # the last one is "unclassified"
+
+    def _task(self) -> dict[str, str]:
+        several = getattr(self._bare_model(), "multilabel", False)
+        return {"task": "multilabel"} if several else {}
 
 
 def _refuse_misfit(reader: WSIReader, dataset: Any) -> None:

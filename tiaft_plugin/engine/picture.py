@@ -25,8 +25,8 @@ INK, PALE, PAPER = (34, 34, 34), (120, 120, 120), (255, 255, 255)
 def write_picture(predictions: TilePredictions, path: Path) -> None:
     """Write a PNG: the slide's thumbnail under half-transparent tiles, title and legend beside it.
 
-    A tile has the colour of its most probable class, the stronger the more probable; where tiles
-    overlap, their mean. Memory does not grow with the tiles.
+    A tile has the colour of its most probable class, the stronger the more probable, and none where
+    it is unclassified; where tiles overlap, their mean. Memory does not grow with the tiles.
     """
     thumbnail = read_thumbnail(predictions.slide, LONGEST_SIDE)
     layer = _TileLayer(predictions, thumbnail.shape[1], thumbnail.shape[0])
@@ -82,7 +82,8 @@ class _TileLayer:
     """What is drawn over a thumbnail of `width` × `height` pixels, summed up tile by tile."""
 
     def __init__(self, predictions: TilePredictions, width: int, height: int):
-        classes = range(len(predictions.classes))
+        self.classified = len(predictions.classes)
+        classes = range(self.classified + predictions.multilabel)
         self.colours = np.array([predictions.colour(label) for label in classes], dtype=np.float64)
         self.counts = np.zeros(len(classes), dtype=int)
         self.scale = np.array([width, height] * 2) / np.array(predictions.slide_size * 2)
@@ -99,10 +100,11 @@ class _TileLayer:
         start = corners[:, :2].clip(0, self.limits - 1)
         end = corners[:, 2:].clip(start + 1, self.limits)  # a tile is never less than a pixel
         opacity = MOST_OPAQUE * block.probabilities.max(axis=1, keepdims=True)
+        opacity[labels == self.classified] = 0
         paint = np.hstack([self.colours[labels] * opacity, opacity, np.ones_like(opacity)])
         for x, y, sign in ((start, start, 1), (end, end, 1), (start, end, -1), (end, start, -1)):
             np.add.at(self.edges, (y[:, 1], x[:, 0]), sign * paint)
-        large = (end - start).min(axis=1) >= OUTLINED_FROM
+        large = ((end - start).min(axis=1) >= OUTLINED_FROM) & (labels < self.classified)
         self._outline(start[large], end[large], labels[large])
 
     def _outline(self, start: np.ndarray, end: np.ndarray, labels: np.ndarray) -> None:
@@ -149,7 +151,7 @@ def _legend(predictions: TilePredictions, counts: np.ndarray) -> Image.Image:
     """Draw a line for each class, the most frequent first: colour, name, tiles and their share."""
     order = np.argsort(-counts, kind="stable")
     shown, font = order[:MOST_CLASSES].tolist(), _font(18)
-    names = [_shortened(predictions.classes[label], font, 260) for label in shown]
+    names = [_shortened(predictions.class_of(label), font, 260) for label in shown]
     numbers = [f"{counts[label]:,}" for label in shown]
     shares = [f"{counts[label] / max(1, counts.sum()):.1%}" for label in shown]
     name_end = 44 + max(_width(name, font) for name in names)

@@ -9,6 +9,8 @@ from uuid import UUID
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.network.card import UNCLASSIFIED
+from tiaft_plugin.network.outputs import labels_of
 from tiaft_plugin.plugins import each_plugin
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ PALETTE: tuple[Colour, ...] = (
     (204, 121, 167), (120, 120, 120), (240, 228, 66), (174, 199, 232), (255, 187, 120),
     (152, 223, 138), (255, 152, 150), (197, 176, 213), (196, 156, 148), (247, 182, 210),
 )  # fmt: skip
+NO_COLOUR: Colour = (200, 200, 200)  # of unclassified tiles
 
 
 @dataclass(frozen=True)
@@ -29,23 +32,32 @@ class TileBlock:
     """Some tiles: `bounds` (n, 4) float64 x0, y0, x1, y1 in baseline pixels of the slide.
 
     `probabilities` is (n, C) float32, `ids` n UUIDs that stay the same from run to run,
-    `measurements` holds what plug-ins add, (n,) floats by name.
+    `measurements` holds what plug-ins add, (n,) floats by name. With `multilabel` a tile has any
+    number of the classes, and probabilities do not sum to 1.
     """
 
     bounds: np.ndarray
     probabilities: np.ndarray
     ids: list[UUID]
     measurements: dict[str, np.ndarray] = field(default_factory=dict)
+    multilabel: bool = False
 
     @property
     def labels(self) -> np.ndarray:
-        """The index of each tile's most probable class, (n,) int."""
-        return self.probabilities.argmax(axis=1)
+        """The index of each tile's class, (n,) int: the most probable one.
+
+        With `multilabel` it has to have 0.5 or more: where none has, the index is C, one more than
+        any class has. ``TilePredictions.class_of`` knows them all.
+        """
+        return labels_of(self.probabilities, multilabel=self.multilabel)
 
 
 @dataclass(frozen=True)
 class TilePredictions:
-    """All predicted tiles of one slide; `blocks()` reads them anew, never all at once."""
+    """All predicted tiles of one slide; `blocks()` reads them anew, never all at once.
+
+    With `multilabel` a tile has any number of the classes, and may be unclassified.
+    """
 
     slide: Path
     slide_size: tuple[int, int]  # width, height in baseline pixels
@@ -54,10 +66,18 @@ class TilePredictions:
     model_sha256: str
     count: int
     blocks: Callable[[], Iterator[TileBlock]]
+    multilabel: bool = False
+
+    def class_of(self, label: int) -> str:
+        """Return the name of a class; ``unclassified`` for the index that no class has."""
+        return UNCLASSIFIED if self._is_none(label) else self.classes[label]
 
     def colour(self, label: int) -> Colour:
-        """Return the red, green and blue (0 to 255) of a class."""
-        return PALETTE[label % len(PALETTE)]
+        """Return the red, green and blue (0 to 255) of a class; grey for unclassified tiles."""
+        return NO_COLOUR if self._is_none(label) else PALETTE[label % len(PALETTE)]
+
+    def _is_none(self, label: int) -> bool:
+        return self.multilabel and label == len(self.classes)
 
 
 class Sink(Protocol):
@@ -114,9 +134,12 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
     if store.kind != "predictions":
         raise TiaftError(f"{store.path} holds {store.kind}, not predictions")
 
+    multilabel = store.multilabel
+
     def blocks() -> Iterator[TileBlock]:
         for bounds, probabilities in store.blocks():
-            block = TileBlock(bounds, probabilities, store.tile_ids(bounds))
+            ids = store.tile_ids(bounds)
+            block = TileBlock(bounds, probabilities, ids, multilabel=multilabel)
             measured_by: dict[str, str] = {}
             for plugin, measure in each_plugin("measure_tiles"):
                 for added in measure(slide=slide, tiles=block):
@@ -133,7 +156,14 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
     width, height = store.facts["slide"]["size"]
     model = store.facts["model"]
     return TilePredictions(
-        slide, (width, height), store.classes, model["name"], model["sha256"], len(store), blocks
+        slide,
+        (width, height),
+        store.classes,
+        model["name"],
+        model["sha256"],
+        len(store),
+        blocks,
+        multilabel,
     )
 
 

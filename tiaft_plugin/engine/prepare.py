@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from tiaft_plugin.engine.colour import colour_features
+from tiaft_plugin.tiles.colour import colour_features
 
 Stain = Callable[[np.ndarray], tuple[np.ndarray, bool]]
 

@@ -33,7 +33,7 @@ def make_engine(
     """Make an engine for ``features`` or ``predictions``, ready to `process` slides.
 
     `model` is a name or a model file. `resolution` (µm/px) and `stride` (px at that resolution)
-    replace the model's; `stain` is `engine.stain.make_stain`'s. Raises TiaftError.
+    replace the model's; `stain` is `tiles.stain.make_stain`'s. Raises TiaftError.
     """
     engine_class = {"features": FeatureExtractor, "predictions": TilePredictor}[kind]
     argument = _model_argument(model, kind)

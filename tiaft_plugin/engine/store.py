@@ -18,9 +18,10 @@ from uuid import UUID, uuid5
 import numpy as np
 import zarr
 
-from tiaft_plugin.engine.colour import COLOUR_WIDTH
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_folder_atomically
+from tiaft_plugin.network.outputs import labels_of
+from tiaft_plugin.tiles.colour import COLOUR_WIDTH
 
 SCHEMA = "tiaft-tiles"
 VERSION = 2  # 1 had no `beside`, and is still read and gone on with
@@ -70,6 +71,11 @@ class Store:
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the columns; none in a feature store."""
         return tuple(self.facts["classes"])
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a tile has any number of the classes, not one of them."""
+        return is_multilabel(self.facts)
 
     @property
     def scale(self) -> np.ndarray:
@@ -196,7 +202,7 @@ def write_chunk(
         raise TiaftError("the model gives NaN or infinity on this slide: nothing is written of it")
     group[ARRAYS[facts["kind"]]][rows] = values
     if facts["kind"] == "predictions":
-        group["predictions"][rows] = values.argmax(axis=1)
+        group["predictions"][rows] = labels_of(values, multilabel=is_multilabel(facts))
     arrays = [values]
     for name in beside_of(facts):
         arrays.append(np.ascontiguousarray((beside or {})[name], dtype=BESIDE[name][1]))
@@ -226,6 +232,11 @@ def beside_of(facts: dict[str, Any]) -> list[str]:
     return facts.get("beside", [])  # none in version 1
 
 
+def is_multilabel(facts: dict[str, Any]) -> bool:
+    """Tell whether tiles have any number of labels; a store says so only where they have."""
+    return facts.get("task") == "multilabel"
+
+
 def count_missing(group: Group) -> int:
     """Return how many chunks are not written yet."""
     return int((np.asarray(group["chunk_crc32"][:]) == _NOT_WRITTEN).sum())
@@ -240,8 +251,8 @@ def describe(settings: dict[str, Any], **circumstances: Any) -> dict[str, Any]:
     """Return a store's attributes: `settings` decide what is in it, `circumstances` do not.
 
     `settings` holds kind, slide, model, classes, grid, scale_to_baseline, precision and
-    stain_normalisation; only they are fingerprinted. `circumstances` holds patient, seed,
-    batch_size, threads, device and versions.
+    stain_normalisation, and task where a tile has several labels; only they are fingerprinted.
+    `circumstances` holds patient, seed, batch_size, threads, device and versions.
     """
     return {
         "schema": SCHEMA,
@@ -355,7 +366,8 @@ def open_sound(path: Path) -> Group:
 
 def _difference(found: dict, wanted: dict) -> str:
     """Name the settings that differ, in words a person knows."""
-    names = ("kind", "slide", "model", "classes", "grid", "precision", "stain_normalisation")
+    names = ["kind", "slide", "model", "classes", "task", "grid", "precision"]
+    names.append("stain_normalisation")
     different = [name for name in names if found.get(name) != wanted.get(name)]
     return ", ".join(different) or "another scale"
 

@@ -25,7 +25,7 @@ from tiaft_plugin.zoo.promises import same_scale
 class ExtractedTiles:
     """Features of N tiles, sorted by `keys`, their files relative to the set's root, (N,) text.
 
-    `features` is (N, D) float32, `colour` (N, 54) float32 (`engine.colour.colour_features`);
+    `features` is (N, D) float32, `colour` (N, 54) float32 (`tiles.colour.colour_features`);
     `labels` and `groups` are (N,) text, "" where no slide or patient is known. `about` says of
     which tiles and how they were made, and `warnings` what a person should know.
     """
@@ -65,7 +65,7 @@ def extract_tiles(
     about = {
         "models": [engine.model_facts],
         "tiles": {"name": tiles.name, "fingerprint": fingerprint(tiles), **scale},
-        "stain_normalisation": getattr(stain, "facts", None),
+        "stain_normalisation": getattr(engine.stain, "facts", None),
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
         "device": str(engine.device),

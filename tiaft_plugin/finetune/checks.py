@@ -2,57 +2,116 @@
 
 import math
 import os
+import shutil
+from pathlib import Path
 
 from torch import nn
 
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import refuse_existing
+from tiaft_plugin.finetune.augment import compose
 from tiaft_plugin.finetune.interface import FinetuneJob
+from tiaft_plugin.finetune.measured import Sets
 from tiaft_plugin.finetune.outputs import FILES
+from tiaft_plugin.finetune.recipes import Recipe
+from tiaft_plugin.finetune.unfinished import is_being_written
+from tiaft_plugin.network.backbone import pooled_width
 from tiaft_plugin.network.net import Network
+from tiaft_plugin.tiles.split import missing_classes, refuse_shared_groups
 from tiaft_plugin.tiles.tileset import TileSet
 from tiaft_plugin.tiles.words import some
 
 
 def refuse_existing_run(job: FinetuneJob) -> None:
-    """Raise TiaftError if the run's folder holds one already, or cannot be made; make nothing."""
-    out = job.out.resolve()
-    for tiles in (job.train, job.val):
-        if tiles is not None and out.is_relative_to(tiles.root.resolve()):
-            raise TiaftError(
-                f"{job.out} lies among the tiles of {tiles.root}: choose another --out"
-            )
-    first = next(folder for folder in (out, *out.parents) if folder.exists())
+    """Raise TiaftError if the run's folder holds one already, or cannot be made; make nothing.
+
+    Nor may that for Part A's outputs lie among the tiles, where it would look like a class.
+    """
+    for tiles in (job.train, job.val, job.test):
+        for folder, option in ((job.out, "--out"), (job.cache, "--cache")):
+            if (
+                tiles is not None
+                and folder is not None
+                and folder.resolve().is_relative_to(tiles.root.resolve())
+            ):
+                raise TiaftError(
+                    f"{folder} lies among the tiles of {tiles.root}: choose another {option}"
+                )
+    first = first_existing(job.out)
     if not first.is_dir() or not os.access(first, os.W_OK):
         raise TiaftError(f"{job.out} cannot be a folder for results: {first} is not writable")
-    if not job.overwrite:
+    if not job.overwrite and not is_being_written(job.out):
         for name in FILES:
             refuse_existing(job.out / name)
 
 
-def check_job(job: FinetuneJob) -> tuple[TileSet, TileSet | None, list[str]]:
-    """Return the tiles to train on, those held out with the same classes, and warnings.
+def refuse_full_disk(job: FinetuneJob, net: Network, tiles: int) -> None:
+    """Raise TiaftError where checkpoints, Part A's outputs and models will not find room."""
+    weights = sum(parameter.nbytes for parameter in net.parameters())
+    # A checkpoint holds weights and two numbers more for each; it stands beside the one before
+    # while it is written. A finished stage and two models come on top.
+    needed = {job.out: 2 * 3 * weights + 3 * weights}
+    rows = 4 * pooled_width(net.part_a) * tiles
+    rows_in = job.cache or job.out
+    needed[rows_in] = needed.get(rows_in, 0) + rows
+    for folder, size in needed.items():
+        there = first_existing(folder)
+        free = shutil.disk_usage(there).free
+        if free < size:
+            raise TiaftError(
+                f"{folder} needs {size / 2**30:.2g} GiB, and {free / 2**30:.2g} are free there: "
+                "make room, or choose another folder"
+            )
 
-    Raises TiaftError where options are not known, numbers are out of range, µm/px is unknown, or
-    the sets do not fit.
+
+def check_job(job: FinetuneJob, recipe: Recipe) -> tuple[Sets, list[str]]:
+    """Return the tiles of a job, all with the same classes, and warnings.
+
+    Raises TiaftError where numbers are out of range, an augmentation is not known, or the sets do
+    not fit.
     """
-    _refuse_options(job)
-    _check_numbers(job)
-    train, val = job.train, job.val
-    if not isinstance(train, TileSet) or not isinstance(val, TileSet | None):
+    train, val, test = job.train, job.val, job.test
+    if (
+        not isinstance(train, TileSet)
+        or not isinstance(val, TileSet | None)
+        or not isinstance(test, TileSet | None)
+    ):
         raise TiaftError("two-stage takes tile sets (read_tileset), not other samples")
-    doubts = []
+    if (
+        len(
+            {tiles.multilabel for tiles in (train, val, test) if tiles} | {job.targets != "classes"}
+        )
+        > 1
+    ):
+        raise TiaftError("tiles and targets of a job are all multilabel, or none of them is")
+    _check_numbers(job, recipe, len(train))
+    compose(recipe.augment)  # which refuses names that nobody registered
+    doubts = list(job.notes)
     if (job.mpp or train.mpp) is None:
         doubts.append(
             "the tiles' µm/px is not known, so that the model can have no name: pass --mpp, or "
             "give manifest.csv a column mpp"
         )
-    if val is None:
+    if val is None and test is None:
         doubts.append("no tiles were held out: nothing here tells how others would fare")
-        return train, None, doubts
-    val = val.with_classes(train.classes)
-    _refuse_misfit(train, val)
-    return train, val, doubts + _doubts(job, train, val)
+    if train.multilabel and recipe.balance == "sampling":
+        raise TiaftError(
+            "balanced sampling needs one class a tile: pass --balance weights with --multilabel"
+        )
+    if val is None and (recipe.keep == "best" or recipe.schedule == "plateau"):
+        raise TiaftError(
+            f"recipe {recipe.name} watches validation tiles, and there are none: give --val, "
+            "--val-groups or --val-share"
+        )
+    held_out = {}
+    for name, tiles in (("val", val), ("test", test)):
+        if tiles is not None:
+            held_out[name] = tiles.with_classes(train.classes)
+            _refuse_misfit(train, held_out[name])
+            doubts += _doubts(job, train, held_out[name])
+    if len(held_out) == 2:
+        refuse_shared_groups(held_out)
+    return Sets(train, **held_out), list(dict.fromkeys(doubts))  # splitting may have said some
 
 
 def folded_batchnorm(net: Network, job: FinetuneJob) -> list[str]:
@@ -71,21 +130,25 @@ def folded_batchnorm(net: Network, job: FinetuneJob) -> list[str]:
     ]
 
 
-def _refuse_options(job: FinetuneJob) -> None:
-    if job.options:
+def first_existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    whole = path.resolve()
+    return next(folder for folder in (whole, *whole.parents) if folder.exists())
+
+
+def _check_numbers(job: FinetuneJob, recipe: Recipe, tiles: int) -> None:
+    if job.workers < 0 or job.seed < 0:
+        raise TiaftError("workers and seed are 0 or more")
+    if job.devices < 1 or job.nodes < 1:
+        raise TiaftError("devices and nodes are 1 or more")
+    if not job.checkpoint_minutes > 0 or (job.checkpoint_steps or 1) < 1:
+        raise TiaftError("checkpoint_minutes and checkpoint_steps are above 0")
+    processes = job.devices * job.nodes
+    if processes > 1 and min(recipe.batch_size, tiles) < 2 * processes:
         raise TiaftError(
-            f"two-stage has no setting {', '.join(sorted(job.options))}: --finetuner-arg is for "
-            "finetuners of plug-ins"
+            f"{processes} processes need batches of {2 * processes} tiles or more, and as many "
+            f"tiles: batch_size is {recipe.batch_size}, tiles are {tiles}"
         )
-
-
-def _check_numbers(job: FinetuneJob) -> None:
-    if len(job.epochs) != 2 or len(job.lrs) != 2 or min(job.epochs) < 0:
-        raise TiaftError(f"epochs {job.epochs}, lrs {job.lrs}: one number for each of two stages")
-    if not all(math.isfinite(lr) and lr > 0 for lr in job.lrs):
-        raise TiaftError(f"lrs {job.lrs}: learning rates are positive numbers")
-    if job.batch_size < 2 or job.workers < 0 or job.seed < 0:
-        raise TiaftError("batch_size is 2 or more; workers and seed are 0 or more")
 
 
 def _refuse_misfit(train: TileSet, val: TileSet) -> None:
@@ -104,13 +167,12 @@ def _refuse_misfit(train: TileSet, val: TileSet) -> None:
 
 def _doubts(job: FinetuneJob, train: TileSet, val: TileSet) -> list[str]:
     doubts = []
-    if None in train.groups or None in val.groups:
+    told = any("group" in note for note in job.notes)  # by who made the sets, and knows more
+    if not told and (None in train.groups or None in val.groups):
         doubts.append(
             "not every tile has a group: slides or patients may stand on both sides of the split"
         )
-    absent = [name for name, count in val.counts.items() if not count]
-    if absent:
-        doubts.append(f"no held-out tile is of class {', '.join(absent)}: nothing is known of it")
+    doubts += missing_classes(val)
     if job.mpp is None and val.mpp and train.mpp and not math.isclose(val.mpp, train.mpp):
         doubts.append(
             f"held-out tiles have {val.mpp:g} µm/px, training tiles {train.mpp:g}: they look other"

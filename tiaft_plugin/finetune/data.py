@@ -1,4 +1,4 @@
-"""What the stages train on: tiles read from disk, or Part A's outputs computed once."""
+"""What the stages train on: tiles read from disk, or Part A's outputs computed before."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from tiaft_plugin.errors import Stopped, TiaftError, reason
+from tiaft_plugin.errors import Stopped, TiaftError, first_line
 from tiaft_plugin.tiles.images import read_image
 from tiaft_plugin.tiles.tileset import TileSet
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Normalise = Callable[[np.ndarray], np.ndarray]
 Where = tuple[int, int]  # epoch and index of a tile: all that its augmentation may depend on
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs, targets, indices of tiles
 
 
 class Tiles(Dataset):
-    """Tiles as uint8 (size, size, 3) with their class index; resized where `size` differs.
+    """Tiles as uint8 (size, size, 3) with target and index; resized where `size` differs.
 
-    `augment` gets a tile and a random generator that `seed` (a tuple), epoch and tile decide, so
-    that neither workers nor order change it.
+    `normalise` is applied to every tile as read; `augment` gets a tile and a random generator that
+    `seed` (a tuple), epoch and tile decide, so that neither workers nor order change it.
     """
 
     def __init__(
@@ -30,92 +32,92 @@ class Tiles(Dataset):
         size: int,
         augment: Augment | None = None,
         seed: Sequence[int] = (),
+        normalise: Normalise | None = None,
     ):
         self.files: tuple[Path, ...] = tiles.files
-        self.targets = tiles.targets
+        self.targets = torch.tensor(tiles.targets)
         self.size, self.augment, self.seed = size, augment, tuple(seed)
+        self.normalise = normalise
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, where: Where) -> tuple[torch.Tensor, int] | TiaftError:
-        epoch, index = where
+    def __getitem__(self, where: Where) -> tuple[torch.Tensor, torch.Tensor, int] | TiaftError:
         try:
-            tile = read_image(self.files[index], self.size)
+            tile = self._read(*where)
         except TiaftError as error:
             return error  # raised in a worker, it would arrive as a page of traceback
-        if self.augment is not None:
-            rng = np.random.default_rng((*self.seed, epoch, index))
-            try:
-                changed = self.augment(tile, rng)
-            except Exception as error:  # anybody's code
-                name = self.files[index].name
-                return Stopped(f"choose_augmentation's function failed on {name}: {reason(error)}")
-            if getattr(changed, "dtype", None) != np.uint8 or changed.shape != tile.shape:
-                return Stopped(
-                    f"an augmentation made {getattr(changed, 'dtype', type(changed).__name__)} "
-                    f"{getattr(changed, 'shape', '')} of a uint8 tile {tile.shape}: "
-                    "choose_augmentation must keep shape and dtype"
-                )
-            tile = np.ascontiguousarray(changed)
-        return torch.from_numpy(tile), self.targets[index]
+        return torch.from_numpy(tile), self.targets[where[1]], where[1]
 
-
-class Pooled(Dataset):
-    """Part A's pooled outputs, float32 (N, width), with the tiles' class indices."""
-
-    def __init__(self, pooled: torch.Tensor, targets: Sequence[int]):
-        self.pooled, self.targets = pooled, targets
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, where: Where) -> tuple[torch.Tensor, int]:
-        return self.pooled[where[1]], self.targets[where[1]]
+    def _read(self, epoch: int, index: int) -> np.ndarray:
+        tile = read_image(self.files[index], self.size)
+        if self.normalise is not None:
+            tile = self.normalise(tile)
+        if self.augment is None:
+            return tile
+        rng = np.random.default_rng((*self.seed, epoch, index))
+        try:
+            return self.augment(tile, rng)
+        except TiaftError as error:
+            raise Stopped(f"{self.files[index].name}: {error}") from error
 
 
 class Order:
     """Batches of (epoch, index), shuffled anew each epoch as `seed` decides, or in order.
 
-    Set `epoch` before iterating. A last batch of one joins the one before, since one tile has no
-    batch statistics.
+    Set `epoch` before iterating, and `start` to the number of batches to leave out, done before
+    an interruption. `chances` (N,) draw tiles with replacement. Of `world` processes each, by its
+    `rank`, gets every world-th tile of a batch. A last batch too small to give each of them two
+    tiles joins the one before, since one tile has no batch statistics.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: Sequence[int] | None = None):
-        self.count, self.seed, self.epoch = count, seed, 0
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: Sequence[int] | None = None,
+        *,
+        chances: np.ndarray | None = None,
+        world: int = 1,
+    ):
+        self.count, self.seed, self.chances = count, seed, chances
+        self.rank, self.world = 0, world
+        self.epoch = self.start = 0
         starts = list(range(0, count, batch_size))
-        if len(starts) > 1 and count - starts[-1] == 1:
+        if len(starts) > 1 and count - starts[-1] < 2 * world:
             starts.pop()
         self.bounds = list(zip(starts, [*starts[1:], count], strict=True))
 
     def __len__(self) -> int:
         return len(self.bounds)
 
+    def size(self, batch: int) -> int:
+        """Return how many tiles a batch has, in all processes together."""
+        start, end = self.bounds[batch]
+        return end - start
+
     def __iter__(self) -> Iterator[list[Where]]:
         order = np.arange(self.count)
         if self.seed is not None:
-            order = np.random.default_rng((*self.seed, self.epoch)).permutation(self.count)
-        for start, end in self.bounds:
-            yield [(self.epoch, int(index)) for index in order[start:end]]
+            rng = np.random.default_rng((*self.seed, self.epoch))
+            if self.chances is None:
+                order = rng.permutation(self.count)
+            else:
+                order = rng.choice(self.count, self.count, p=self.chances)
+        for start, end in self.bounds[self.start :]:
+            chosen = order[start:end][self.rank :: self.world]
+            if len(chosen):  # of a few tiles to measure on, a process may get none
+                yield [(self.epoch, int(index)) for index in chosen]
 
 
 class Batches:
-    """Batches (inputs, int64 targets); raises TiaftError where a tile cannot be read."""
+    """Batches of tiles read from disk; raises TiaftError where a tile cannot be read."""
 
-    def __init__(
-        self,
-        dataset: Tiles | Pooled,
-        batch_size: int,
-        *,
-        shuffle_seed: Sequence[int] | None = None,
-        workers: int = 0,
-        pin_memory: bool = False,
-    ):
-        self.order = Order(len(dataset), batch_size, shuffle_seed)
-        self.tiles = len(dataset)
+    def __init__(self, tiles: Tiles, order: Order, *, workers: int = 0, pin_memory: bool = False):
+        self.order, self.tiles = order, len(tiles)
         self.loader: DataLoader = DataLoader(
-            dataset,
-            batch_sampler=self.order,
+            tiles,
+            batch_sampler=order,
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_ignore_interrupt,
@@ -125,15 +127,20 @@ class Batches:
         )
         self._iterator: Any = None
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         self._iterator = iter(self.loader)
-        for batch in self._iterator:
-            if isinstance(batch, TiaftError):
-                raise batch
-            yield batch
+        try:
+            for batch in self._iterator:
+                if isinstance(batch, TiaftError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:  # how torch says that a worker was killed
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise Stopped(
+                f"a worker that read tiles has ended ({first_line(error)}): where memory was "
+                "short, fewer --workers need less; the same command goes on"
+            ) from error
 
     def close(self) -> None:
         """End the workers, and with them the use of these batches.
@@ -143,7 +150,25 @@ class Batches:
         getattr(self._iterator, "_shutdown_workers", lambda: None)()
 
 
-def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor] | TiaftError:
+class PooledBatches:
+    """Batches of Part A's outputs, (N, width) float32, memory-mapped: no workers are needed."""
+
+    def __init__(self, pooled: np.ndarray, targets: Sequence, order: Order):
+        self.pooled, self.order, self.tiles = pooled, order, len(pooled)
+        self.targets = torch.tensor(targets)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.order:
+            indices = np.array([index for _, index in batch])
+            inputs = torch.from_numpy(self.pooled[indices])
+            chosen = torch.from_numpy(indices)
+            yield inputs, self.targets[chosen], chosen
+
+    def close(self) -> None:
+        """Nothing has to end."""
+
+
+def _collate(items: list) -> Batch | TiaftError:
     failed = next((item for item in items if isinstance(item, TiaftError)), None)
     return failed if failed is not None else default_collate(items)
 

@@ -32,47 +32,71 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneJob:
-    """One fine-tuning. The numbers are those of paper 1, section 3.2, whose iterations are epochs.
+    """One fine-tuning.
 
-    `train` and `val` are tile sets where inputs are tiles and targets classes, else samples.
-    `backbone` None is the init file's, or Xception; `mean` and `std` None are the init file's, or
-    timm's; `tile_size` (px) None is the tiles' own, another one resizes them; `mpp` None is the
-    tile set's.
+    `train`, `val` and `test` are tile sets where inputs are tiles, else samples: `val` is measured
+    after every epoch and may choose which one is kept, `test` is measured at the end and chooses
+    nothing. `stain` (``macenko``) normalises every tile, later ones too. `tile_size` (px) None is
+    the tiles' own, another one resizes them; `mpp` None is the tile set's; `mean` and `std` None
+    are the init file's, or timm's.
 
-    `options` are a finetuner's own settings by name, which it checks itself. Of the fields,
-    `epochs` and `lrs` (one number for each of two stages; no epochs skip a stage's training) and
-    `freeze_batchnorm` are two-stage's own: another finetuner may read them otherwise, or not.
+    Whatever else is None is the recipe's (see ``tiaft_plugin.finetune.recipes``), or the choice of
+    a finetuner that knows no recipes: `backbone` (before it comes the init file's), `hidden`,
+    `epochs` and `lrs` (one number a stage; no epochs skip its training), `batch_size` (tiles a
+    step, over all devices), `augment`, `balance`, `keep`. `options` are further settings by name.
+
+    `out` also keeps what an interrupted run needs to go on; a checkpoint is written every
+    `checkpoint_minutes`, and every `checkpoint_steps` where given. `cache` is a folder where Part
+    A's outputs of frozen stages stay for other runs. `resume_anyway` goes on where threads,
+    processor or versions differ from before. `notes` are warnings about the data, one line each,
+    that the result and the report repeat.
     """
 
     out: Path
     train: TileSet | Samples
     val: TileSet | Samples | None = None
+    test: TileSet | Samples | None = None
     inputs: Inputs = "tiles"
     targets: Targets = "classes"
+    recipe: str = "ftx2048"
     backbone: str | None = None
     backbone_args: dict[str, Any] = field(default_factory=dict)
     init: str = "imagenet"
-    hidden: tuple[int, ...] = (2048,)
+    hidden: tuple[int, ...] | None = None
     tile_size: int | None = None
     mpp: float | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    epochs: tuple[int, ...] = (20, 10)
-    lrs: tuple[float, ...] = (4e-4, 5e-5)
-    batch_size: int = 128
+    stain: Literal["none", "macenko"] = "none"
+    epochs: tuple[int, ...] | None = None
+    lrs: tuple[float, ...] | None = None
+    batch_size: int | None = None
+    augment: tuple[str, ...] | None = None
+    balance: Literal["none", "weights", "sampling"] | None = None
+    keep: Literal["last", "best"] | None = None
     freeze_batchnorm: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    checkpoint_minutes: float = 10.0
+    checkpoint_steps: int | None = None
+    resume_anyway: bool = False
+    cache: Path | None = None
+    devices: int = 1
+    nodes: int = 1
     seed: int = 0
     device: str = "auto"
     workers: int = 0
     overwrite: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
     """The files of a fine-tuning, its last metrics by name, and a few lines for people.
 
-    `stage1` and `confusion` are None where there is no such file; `warnings` are one line each.
+    `stage1`, `confusion`, `labels` (a row for each of several labels) and `tiles` (one for each
+    held-out tile) are None where there is no such file; `warnings` are one line each.
     """
 
     model: Path
@@ -80,6 +104,8 @@ class FinetuneResult:
     report: Path
     stage1: Path | None = None
     confusion: Path | None = None
+    labels: Path | None = None
+    tiles: Path | None = None
     last: dict[str, float] = field(default_factory=dict)
     summary: str = ""
     warnings: tuple[str, ...] = ()

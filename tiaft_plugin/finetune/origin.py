@@ -5,17 +5,16 @@ from typing import Any
 
 from tiaft_plugin.files import sha256_of
 from tiaft_plugin.finetune.interface import FinetuneJob
+from tiaft_plugin.finetune.recipes import Recipe
 from tiaft_plugin.network.card import Card, has_card, read_card
 
 _PARTS = ("weights: ", "training tiles: ")
 
 
-def backbone_of(job: FinetuneJob) -> str:
-    """Return the backbone that a job's network will have."""
-    from tiaft_plugin.network.backbone import DEFAULT_BACKBONE
-
+def backbone_of(job: FinetuneJob, recipe: Recipe) -> str:
+    """Return the backbone that a job's network will have: given, the init file's, the recipe's."""
     card = _card_of(job.init)
-    return job.backbone or (card.backbone if card else DEFAULT_BACKBONE)
+    return job.backbone or (card.backbone if card else recipe.backbone)
 
 
 def describe_init(init: str) -> dict[str, Any]:

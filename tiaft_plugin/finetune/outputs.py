@@ -1,133 +1,188 @@
-"""The files of a run: two models, tables of metrics, and the report."""
+"""The files of a run: models, tables of metrics and of held-out tiles, and the report."""
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+from tiaft_plugin.errors import reason
 from tiaft_plugin.files import write_atomically
+from tiaft_plugin.finetune.baseline import ColourBaseline, colour_baseline
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
+from tiaft_plugin.finetune.measured import Sets, StageResult
 from tiaft_plugin.finetune.origin import joined_licence
 from tiaft_plugin.finetune.provenance import describe_training
-from tiaft_plugin.finetune.report import build_report
-from tiaft_plugin.finetune.stage import Measured, Stage
+from tiaft_plugin.finetune.recipes import Recipe
+from tiaft_plugin.finetune.report import Run, build_report
+from tiaft_plugin.finetune.report_measures import (
+    Compared,
+    compared,
+    headline_set,
+    steered,
+    summary,
+    validated,
+)
+from tiaft_plugin.finetune.report_tiles import names_of
+from tiaft_plugin.network.card import Card
 from tiaft_plugin.network.file import save_model
-from tiaft_plugin.network.net import Network
 
 MODEL, STAGE1 = "model.safetensors", "stage1.safetensors"
-METRICS, CONFUSION, REPORT = "metrics.csv", "confusion.csv", "report.html"
-FILES = (MODEL, STAGE1, METRICS, CONFUSION, REPORT)
-COLUMNS = ("stage", "epoch", "split", "loss", "accuracy", "lr", "seconds")
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """A stage that has ended: the network as it was then, and what was measured."""
-
-    stage: Stage
-    net: Network
-    measured: Measured
-    augmented: bool
-
-    def summary(self) -> dict[str, Any]:
-        """Return what the card tells of the stage; no times, which differ from run to run."""
-        last = {row["split"]: row for row in self.measured.rows[-2:]}
-        metrics = {s: {k: row[k] for k in ("loss", "accuracy")} for s, row in last.items()}
-        held_out = self.measured.held_out
-        if held_out:
-            metrics["val"] = {
-                "loss": held_out.loss,
-                "accuracy": held_out.accuracy,
-                "balanced_accuracy": held_out.balanced_accuracy,
-            }
-        return {
-            "trains": self.stage.trains,
-            "epochs": self.stage.epochs,
-            "lr": self.stage.lr,
-            "optimizer": self.measured.optimizer,
-            "augmented": self.augmented,
-            "metrics": metrics,
-        }
+METRICS, CONFUSION, LABELS, TILES = "metrics.csv", "confusion.csv", "labels.csv", "tiles.csv"
+REPORT = "report.html"
+FILES = (MODEL, STAGE1, METRICS, CONFUSION, LABELS, TILES, REPORT)
+COLUMNS = ("stage", "epoch", "split", "loss", "accuracy", "balanced_accuracy", "lr", "seconds")
+LABEL_COLUMNS = ("label", "tiles", "prevalence", "auroc", "auprc")
 
 
 def write_run(
     job: FinetuneJob,
+    recipe: Recipe,
     results: list[StageResult],
     data: dict[str, Any],
-    counts: Mapping[str, int],
+    sets: Sets,
     warnings: tuple[str, ...],
+    times: Mapping[str, float],
+    environment: Mapping[str, Any] | None = None,
 ) -> FinetuneResult:
     """Write all files of a run, each atomically; the model file last. Returns where they lie.
 
-    `counts` are the training tiles per class.
+    `recipe` has every number of the run, and `job` the precision and activation checkpointing
+    there were; `data` is the card's, `times` are seconds by part of the run, `environment`
+    is what decides its last digits. Files of a run that is being overwritten go first: whoever
+    finds a model finds nothing beside it that is of another.
     """
     for number, result in enumerate(results, start=1):
-        result.net.card = _finished(job, results[:number], data)
-    rows = [row for result in results for row in result.measured.rows]
-    evaluations = [result.measured.held_out for result in results]
-    held_out = evaluations[-1]
-    last = results[-1]
-    _write_metrics(job.out / METRICS, rows)
-    confusion = _write_confusion(job.out / CONFUSION, held_out)
+        result.net.card = _finished(job, recipe, results[:number], data, environment or {})
+    started = perf_counter()
+    colour, doubts = _colour(sets, job.seed)
+    times = dict(times) | {"colour baseline": perf_counter() - started}
+    warnings += doubts
+    held_out = compared(results, sets, colour)
+    report = build_report(Run(recipe, results, sets, colour, warnings, times))
+    for name in FILES:
+        (job.out / name).unlink(missing_ok=True)
+    _write_metrics(job.out / METRICS, results)
+    _write_held_out(job.out, results[-1], sets, held_out)
     with write_atomically(job.out / REPORT) as temporary:
-        text = build_report(last.net.card, rows, evaluations, counts, warnings)
-        temporary.write_text(text, encoding="utf-8")
-    for name, result in ((STAGE1, results[0]), (MODEL, last)):
-        save_model(result.net, job.out / name, overwrite=True)  # refused before, unless asked
+        temporary.write_text(report, encoding="utf-8")
+    stage1 = save_model(results[0].net, job.out / STAGE1) if len(results) > 1 else None
     return FinetuneResult(
-        model=job.out / MODEL,
-        stage1=job.out / STAGE1,
+        model=save_model(results[-1].net, job.out / MODEL),
+        stage1=stage1,
         metrics=job.out / METRICS,
         report=job.out / REPORT,
-        confusion=confusion,
-        last=held_out.metrics(counts) if held_out else {},
-        summary=_summary(held_out, counts),
+        confusion=_if_there(job.out / CONFUSION),
+        labels=_if_there(job.out / LABELS),
+        tiles=_if_there(job.out / TILES),
+        last=_last(held_out, sets),
+        summary=summary(held_out, validated(results, sets), steered(recipe, sets)),
         warnings=warnings,
     )
 
 
-def _finished(job: FinetuneJob, results: list[StageResult], data: dict[str, Any]):
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _finished(
+    job: FinetuneJob,
+    recipe: Recipe,
+    results: list[StageResult],
+    data: dict[str, Any],
+    environment: Mapping[str, Any],
+) -> Card:
     card = results[-1].net.card
     return replace(
         card,
         source=f"{card.source}; fine-tuned on {data['name']}",
         licence=joined_licence(card.licence, data),
         data=data,
-        training=card.training | describe_training(job, results),
+        training=card.training | describe_training(job, recipe, results, environment),
     )
 
 
-def _write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
-    with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            rounded = {name: f"{row[name]:.6g}" for name in ("loss", "accuracy", "lr")}
-            writer.writerow(row | rounded | {"seconds": f"{row['seconds']:.3f}"})
-
-
-def _write_confusion(path: Path, held_out: Evaluation | None) -> Path | None:
+def _colour(sets: Sets, seed: int) -> tuple[ColourBaseline | None, tuple[str, ...]]:
+    """Return the colour baseline, or None and why there is none: it must not cost the model."""
+    _, held_out = headline_set(sets)
     if held_out is None:
-        path.unlink(missing_ok=True)  # of the run that is being overwritten
-        return None
+        return None, ()
+    try:
+        return colour_baseline(sets.train, held_out, seed), ()
+    except Exception as error:
+        return None, (f"the colour baseline could not be computed: {reason(error)}",)
+
+
+def _last(held_out: Compared | None, sets: Sets) -> dict[str, float]:
+    if held_out is None:
+        return {}
+    blind = {"majority_baseline": held_out.blind.accuracy}
+    return held_out.model.metrics(sets.train.counts) | blind
+
+
+def _write_metrics(path: Path, results: Sequence[StageResult]) -> None:
+    rows = []
+    for row in (row for result in results for row in result.measured.rows):
+        given = {name: row.get(name) for name in COLUMNS}
+        numbers = {n: _number(given[n]) for n in ("loss", "accuracy", "balanced_accuracy", "lr")}
+        rows.append((given | numbers | {"seconds": f"{row['seconds']:.3f}"}).values())
+    _write_table(path, COLUMNS, rows)
+
+
+def _write_held_out(out: Path, last: StageResult, sets: Sets, held_out: Compared | None) -> None:
+    """Write what is known of held-out tiles, where there are any: of classes, and of each tile."""
+    if held_out is None:
+        return
+    model = held_out.model
+    if model.multilabel:
+        _write_table(out / LABELS, LABEL_COLUMNS, _label_rows(model))
+    else:
+        matrix = zip(model.classes, model.confusion.tolist(), strict=True)
+        _write_table(
+            out / CONFUSION,
+            ("true\\predicted", *model.classes),
+            ([name, *row] for name, row in matrix),
+        )
+    given = (f"probability of {name}" for name in model.classes)
+    columns = ("set", "file", "group", "class", "predicted", "loss", *given)
+    _write_table(out / TILES, columns, _tile_rows(last, sets))
+
+
+def _label_rows(found: Evaluation) -> Iterator[list[Any]]:
+    for name, count in found.counts.items():
+        measures = (found.prevalence, found.auroc, found.auprc)
+        yield [name, count, *(_number(measure.get(name)) for measure in measures)]
+
+
+def _tile_rows(last: StageResult, sets: Sets) -> Iterator[list[Any]]:
+    pairs = (("test", sets.test, last.measured.test), ("val", sets.val, last.measured.val))
+    for name, tiles, found in pairs:
+        if tiles is None or found is None:
+            continue
+        for i, (file, group) in enumerate(zip(tiles.files, tiles.groups, strict=True)):
+            yield [
+                name,
+                tiles.shown(file),
+                group or "",
+                names_of(found, found.truth[i]),
+                names_of(found, found.said[i]),
+                _number(found.losses[i]),
+                *map(_number, found.probabilities[i].tolist()),
+            ]
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
     with (
         write_atomically(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["true\\predicted", *held_out.classes])
-        for name, row in zip(held_out.classes, held_out.confusion.tolist(), strict=True):
-            writer.writerow([name, *row])
-    return path
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
-def _summary(held_out: Evaluation | None, counts: Mapping[str, int]) -> str:
-    if held_out is None:
-        return "No tiles were held out (--val, --val-groups): how good the model is, is not known."
-    return (
-        f"Held-out accuracy {held_out.accuracy:.3f}, balanced {held_out.balanced_accuracy:.3f}, "
-        f"on {held_out.confusion.sum()} tiles "
-        f"(always the commonest class: {held_out.baseline(counts):.3f}).\n\n{held_out.table()}"
-    )
+def _number(value: float | None) -> str:
+    """Return a number with six digits; nothing for what is missing or no number."""
+    return "" if value is None or value != value else f"{value:.6g}"

@@ -1,29 +1,17 @@
 """From tile folders to a model file, and to a name: what ``tiaft finetune`` does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult, refuse_unsuitable
-from tiaft_plugin.tiles.split import split_by_groups
-from tiaft_plugin.tiles.tileset import TileSet, read_tileset
+from tiaft_plugin.finetune.recipes import RECIPES, recipe_of
+from tiaft_plugin.finetune.sets import read_tiles
+from tiaft_plugin.tiles.tileset import TileSet
 
 STAGE1 = "-stage1"
-
-
-def read_tiles(
-    path: Path, val: Path | None = None, val_groups: Sequence[str] = (), mpp: float | None = None
-) -> tuple[TileSet, TileSet | None]:
-    """Return the tiles to train on, and those held out: those of `val`, or groups of `path`.
-
-    `mpp` (µm/px) holds for both sets. Raises TiaftError.
-    """
-    tiles = read_tileset(path, mpp=mpp)
-    if val is not None and val_groups:
-        raise TiaftError("hold out either another tile set or groups of this one, not both")
-    if val_groups:
-        return split_by_groups(tiles, val_groups)
-    return tiles, None if val is None else read_tileset(val, mpp=mpp, classes=tiles.classes)
+_TRAINS = {"part_b": "Part B", "part_a": "Part A", "all": "the whole network"}
 
 
 def finetune(
@@ -54,12 +42,76 @@ def finetune(
 
 
 def finetune_tiles(
-    path: Path, *, val: Path | None = None, val_groups: Sequence[str] = (), **job
+    path: Path,
+    *,
+    val: Path | None = None,
+    val_groups: Sequence[str] = (),
+    val_share: float | None = None,
+    test: Path | None = None,
+    test_groups: Sequence[str] = (),
+    multilabel: bool = False,
+    finetuner: str = "two-stage",
+    register: str | None = None,
+    say: Callable[[str], None] | None = None,
+    **job,
 ) -> FinetuneResult:
-    """Read tiles and run a job on them: `job` are the fields of FinetuneJob. Raises TiaftError."""
-    how = {name: job.pop(name) for name in ("finetuner", "register") if name in job}
-    train, held_out = read_tiles(path, val, val_groups, job.get("mpp"))
-    return finetune(FinetuneJob(train=train, val=held_out, **job), **how)
+    """Read tiles and run a job on them: `job` are the fields of FinetuneJob.
+
+    What is held out, `read_tiles` tells: a fifth where nothing says so, by slide or patient where
+    these are known. `say` gets what is about to be done, a line at a time. Raises TiaftError.
+    """
+    chosen = read_tiles(
+        path,
+        val=val,
+        val_groups=val_groups,
+        val_share=val_share,
+        test=test,
+        test_groups=test_groups,
+        needs_val=_needs_val(job),
+        mpp=job.get("mpp"),
+        multilabel=multilabel,
+        seed=job.get("seed", 0),
+    )
+    whole = FinetuneJob(
+        train=chosen.train,
+        val=chosen.val,
+        test=chosen.test,
+        targets="multilabel" if multilabel else "classes",
+        notes=chosen.notes,
+        **job,
+    )
+    for line in (*_plan(whole, finetuner), *chosen.lines):
+        if say is not None and _is_first(whole):
+            say(line)
+    return finetune(whole, finetuner, register)
+
+
+def _is_first(job: FinetuneJob) -> bool:
+    if job.devices * job.nodes == 1:
+        return True  # which is known without torch
+    from tiaft_plugin.finetune.processes import is_first
+
+    return is_first(job)
+
+
+def _needs_val(job: Mapping[str, Any]) -> bool:
+    """Return whether an epoch is chosen, or the learning rate lowered, by validation tiles."""
+    recipe = RECIPES.get(job.get("recipe", FinetuneJob.recipe))
+    keep = job.get("keep") or (recipe and recipe.keep)
+    schedule = job.get("options", {}).get("schedule") or (recipe and recipe.schedule)
+    return keep == "best" or schedule == "plateau"
+
+
+def _plan(job: FinetuneJob, finetuner: str) -> list[str]:
+    if finetuner != "two-stage":  # plug-ins' own read the numbers as they like
+        return [f"finetuner {finetuner}"]
+    recipe = recipe_of(job)
+    stages = (
+        f"stage {stage.number} trains {_TRAINS[stage.trains]} for {stage.epochs} "
+        f"epoch{'s' * (stage.epochs != 1)}"
+        for stage in recipe.stages
+    )
+    return [f"recipe {recipe.name}: {', '.join(stages)}"]
 
 
 def _refuse_taken(name: str, overwrite: bool) -> None:
@@ -91,7 +143,9 @@ def _refuse_unfit(name: str, job: FinetuneJob) -> None:
         return
     size = job.tile_size or job.train.tile_size
     mpp = mpp * job.train.tile_size / size
-    promise.check(Card(backbone_of(job), size, mpp, job.train.classes, job.hidden))
+    recipe = recipe_of(job)
+    card = Card(backbone_of(job, recipe), size, mpp, job.train.classes, recipe.hidden)
+    promise.check(card)
 
 
 def _register(name: str, result: FinetuneResult, overwrite: bool) -> None:

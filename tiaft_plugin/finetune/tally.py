@@ -1,33 +1,59 @@
-"""Counting what a network gets right, on its device."""
+"""Counting what a network does, on its device, and over all processes."""
 
-from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
 
 from tiaft_plugin.finetune.evaluation import Evaluation
 
 
 class Tally:
-    """Predictions counted over an epoch; `seconds` runs from its making to the last batch."""
+    """Sums over the training tiles of an epoch: loss, right answers, tiles seen.
 
-    def __init__(self, classes: tuple[str, ...], device: torch.device):
-        self.classes = classes
+    With several labels a tile, the share of labels that are right is counted.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
         # Kept on the device: reading each batch's loss would make a GPU wait for it.
-        self.confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64, device=device)
-        self.loss_sum = torch.zeros((), device=device)
-        self.seen = 0
-        self.started, self.seconds = perf_counter(), 0.0
+        self.sums = torch.zeros(3, dtype=torch.float64, device=_with_float64(device))
 
-    def add(self, logits: torch.Tensor, targets: torch.Tensor, loss: torch.Tensor) -> None:
-        """Count a batch: logits (N, C), targets (N,) int64, and their mean loss."""
-        cells = targets * len(self.classes) + logits.detach().argmax(1)
-        self.confusion += torch.bincount(cells, minlength=len(self.confusion))
-        self.loss_sum += loss.detach() * len(targets)
-        self.seen += len(targets)
-        self.seconds = perf_counter() - self.started
+    def add(self, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
+        """Count a batch: logits (N, C), targets, and the loss of each tile, (N,)."""
+        right = (
+            (logits.argmax(1) == targets).double()
+            if targets.ndim == 1
+            else ((logits >= 0) == (targets > 0)).double().mean(dim=1)
+        )
+        counted = torch.stack([losses.double().sum(), right.sum(), torch.ones_like(right).sum()])
+        self.sums += counted.detach().to(self.sums.device)
 
-    def evaluation(self) -> Evaluation:
-        """Return what was counted."""
-        side = len(self.classes)
-        confusion = self.confusion.view(side, side).cpu().numpy()
-        return Evaluation(self.classes, confusion, float(self.loss_sum) / self.seen)
+    def row(self) -> dict[str, float]:
+        """Return mean loss and accuracy."""
+        loss, right, seen = self.sums.tolist()
+        return {"loss": loss / seen, "accuracy": right / seen}
+
+
+class Outputs:
+    """A network's outputs for all tiles of a set, put where each tile stands in it."""
+
+    def __init__(self, tiles: int, classes: int):
+        self.logits = torch.zeros(tiles, classes)
+        self.losses = torch.zeros(tiles)
+
+    def add(self, indices: torch.Tensor, logits: torch.Tensor, losses: torch.Tensor) -> None:
+        """Note a batch: indices of its tiles (N,), logits (N, C) and losses (N,)."""
+        self.logits[indices] = logits.float().cpu()
+        self.losses[indices] = losses.float().cpu()
+
+    def evaluation(self, classes: tuple[str, ...], targets: Any) -> Evaluation:
+        """Return what a set's tiles, with `targets`, were given."""
+        truth = np.array(targets, dtype=np.int64)
+        several = truth.ndim == 2
+        given = self.logits.sigmoid() if several else self.logits.softmax(dim=1)
+        return Evaluation(classes, truth, given.numpy(), self.losses.numpy(), several)
+
+
+def _with_float64(device: torch.device | str) -> torch.device:
+    device = torch.device(device)
+    return torch.device("cpu") if device.type == "mps" else device

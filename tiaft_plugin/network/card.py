@@ -12,7 +12,9 @@ from tiaft_plugin.errors import TiaftError
 
 METADATA_KEY = "tiaft_card"
 CARD_VERSION = 1
-TASKS = ("classes",)  # one class a tile; a model that gives features only says so, too
+# One class a tile (a model that gives features only says so, too), or any number of labels.
+TASKS = ("classes", "multilabel")
+UNCLASSIFIED = "unclassified"  # what a tile is called that has none of several labels
 MAX_ARGUMENT = 8192  # in backbone_args: no real width, depth or side is larger
 
 
@@ -22,7 +24,8 @@ class Card:
 
     `tile_size` is in pixels, `mpp` in µm per pixel (None: unknown, and the model cannot be
     registered); `hidden` are the widths of Part B's hidden layers; `mean` and `std` belong to
-    pixel values scaled to 0…1. A model without classes has no Part B.
+    pixel values scaled to 0…1. A model without classes has no Part B. `task` is ``classes``, one
+    a tile, or ``multilabel``: `classes` are then labels, of which a tile has any number.
     """
 
     backbone: str
@@ -48,6 +51,11 @@ class Card:
         problem = _problem(self)
         if problem:
             raise TiaftError(f"model card: {problem}")
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a tile has any number of the labels `classes`, not one of them."""
+        return self.task == "multilabel"
 
     def to_json(self) -> str:
         """Return the card as JSON, keys sorted: the same card is always the same text."""
@@ -152,7 +160,7 @@ def _problem(card: Card) -> str:
         return f"classes {list(card.classes)!r} are not all names"
     if len(set(card.classes)) != len(card.classes):
         return f"classes {list(card.classes)!r} name one class twice"
-    if len(card.classes) == 1:
+    if len(card.classes) == 1 and card.task != "multilabel":
         return "one class is no choice: give two or more, or none for features only"
     if not all(_is_count(width) for width in card.hidden):
         return f"hidden {list(card.hidden)!r} are not widths"
@@ -175,6 +183,8 @@ def _problem(card: Card) -> str:
             f"task is {card.task!r}, and this tiaft_plugin reads models of {', '.join(TASKS)} "
             "only: upgrade tiaft_plugin"
         )
+    if card.multilabel and (not card.classes or UNCLASSIFIED in card.classes):
+        return f"task multilabel needs labels, none of which is called {UNCLASSIFIED!r}"
     if not isinstance(card.licence, str) or not isinstance(card.source, str):
         return "licence and source are not all texts"
     if not _is_count(card.version):

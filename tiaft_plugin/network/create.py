@@ -53,6 +53,7 @@ def create_network(
         mean=tuple(mean or default_mean),
         std=tuple(std or default_std),
         backbone_args=dict(backbone_args or {}),
+        task=card.get("task", "classes"),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,6 +10,7 @@ from torch import nn
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.network.backbone import create_backbone, pooled_width
 from tiaft_plugin.network.card import Card
+from tiaft_plugin.network.outputs import probabilities_of
 
 
 class Network(nn.Module):
@@ -41,6 +42,10 @@ class Network(nn.Module):
             raise TiaftError("this model has no classes: it gives features only (net.features)")
         return self.part_b(self.pooled(tiles))
 
+    def probabilities(self, tiles: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Return probabilities (N, C): softmax, or with several labels a tile, sigmoid."""
+        return probabilities_of(self(tiles), multilabel=self.card.multilabel)
+
     def features(self, tiles: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Return features (N, D) of uint8 tiles (N, H, W, 3).
 
@@ -59,7 +64,10 @@ class Network(nn.Module):
         self._check(tiles)
         if isinstance(tiles, np.ndarray) and not tiles.flags.carray:
             tiles = tiles.copy()  # torch takes no flipped views, and warns of read-only arrays
-        tiles = torch.as_tensor(tiles)
+        return self.scaled(torch.as_tensor(tiles))
+
+    def scaled(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of tiles as `normalise` does, unchecked, so that it can be traced."""
         pixels = tiles.to(self.mean.device).permute(0, 3, 1, 2).to(self.mean.dtype)
         return (pixels - self.mean) / self.std
 

@@ -43,13 +43,15 @@ def _features(block: TileBlock, classes: list[str], names: tuple[str, ...]) -> I
     keys = [json.dumps(name) + ":" for name in values]
     rows = zip(*map(_number_texts, values.values()), strict=True)
     corners = (np.round(block.bounds, 2) + 0.0).tolist()  # QuPath keeps hundredths; no "-0"
+    given = [f'"classification":{text},' for text in classes]
+    given.append("")  # an unclassified tile, as QuPath has it
     tiles = zip(block.ids, corners, block.labels.tolist(), rows, strict=True)
     for uuid, corner, label, row in tiles:
         ring = RING.format(*["%.12g" % value for value in corner])  # noqa: UP031 (the fastest)
         yield (
             f'{{"type":"Feature","id":"{uuid}",'
             f'"geometry":{{"type":"Polygon","coordinates":{ring}}},'
-            f'"properties":{{"objectType":"tile","classification":{classes[label]},'
+            f'"properties":{{"objectType":"tile",{given[label]}'
             f'"measurements":{{{",".join(map(add, keys, row))}}}}}}}'
         )
 

@@ -67,7 +67,13 @@ def make_models(
         from tiaft_plugin.finetune.run import finetune_tiles
 
         result = finetune_tiles(
-            tiles, val=val, val_groups=tuple(val_groups), out=finetuned, overwrite=True, **job
+            tiles,
+            val=val,
+            val_groups=tuple(val_groups),
+            val_share=0,  # as in the paper: all tiles train
+            out=finetuned,
+            overwrite=True,
+            **job,
         )
         runner.say(result.summary)
 

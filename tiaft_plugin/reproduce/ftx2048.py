@@ -159,7 +159,7 @@ def _extract(
     """Extract slides into stores, going on with what is there. Raises Stopped where one failed."""
     from tiaft_plugin.engine.jobs import SlideJob
     from tiaft_plugin.engine.run import make_engine, run_slides
-    from tiaft_plugin.engine.stain import make_stain
+    from tiaft_plugin.tiles.stain import make_stain
 
     how = config.extract
     engine = make_engine(

@@ -18,11 +18,11 @@ def check_sink(write: Sink, suffix: str, *, same_bytes: bool = True) -> None:
     """Raise TiaftError unless a sink writes any tile predictions, whole or not at all.
 
     `write` gets predictions of a small slide that exists: no tile, three tiles, 200 tiles in
-    blocks of several sizes, and class names with all that people write into them, which it may
-    refuse by a TiaftError. It has to write `path` and nothing else, to let go of each block
-    before it takes the next but one, to leave the arrays as they are, and, where the predictions
-    end in an error, to pass that on and leave what stood there before. With `same_bytes`, the
-    same predictions have to give the same file.
+    blocks of several sizes, tiles with several labels or none, and class names with all that
+    people write into them, which it may refuse by a TiaftError. It has to write `path` and nothing
+    else, to let go of each block before it takes the next but one, to leave the arrays as they are,
+    and, where the predictions end in an error, to pass that on and leave what stood there before.
+    With `same_bytes`, the same predictions have to give the same file.
     """
     if not suffix.startswith(".") or suffix == ".":
         raise TiaftError(f"suffix is {suffix!r}: it begins with a dot, as in '.csv'")
@@ -42,14 +42,18 @@ class _BrokenOffError(Exception):
 
 
 def _predictions(
-    slide: Path, sizes: Sequence[int], *, classes: Sequence[str] = ("TUM", "STR", "NORM")
+    slide: Path,
+    sizes: Sequence[int],
+    *,
+    classes: Sequence[str] = ("TUM", "STR", "NORM"),
+    multilabel: bool = False,
 ) -> TilePredictions:
     """Return predictions of up to 256 tiles of 64 px, in blocks of the given sizes."""
 
     def blocks() -> Iterator[TileBlock]:
         first = 0
         for size in sizes:
-            yield _block(first, size, len(classes))
+            yield replace(_block(first, size, len(classes)), multilabel=multilabel)
             first += size
 
     return TilePredictions(
@@ -60,6 +64,7 @@ def _predictions(
         model_sha256="0" * 64,
         count=sum(sizes),
         blocks=blocks,
+        multilabel=multilabel,
     )
 
 
@@ -80,6 +85,8 @@ def _block(first: int, size: int, classes: int) -> TileBlock:
 def _check_written(write: Sink, predictions: TilePredictions, path: Path) -> None:
     path.parent.mkdir()
     asked = f"{predictions.count} tiles, classes {list(predictions.classes)}"
+    if predictions.multilabel:
+        asked += ", any number a tile; predictions.class_of(label) knows unclassified ones, too"
     try:
         write(predictions, path)
     except Exception as error:
@@ -213,3 +220,4 @@ def _ordinary_predictions(slide: Path) -> Iterator[TilePredictions]:
     yield _predictions(slide, [])
     yield _predictions(slide, [0, 1, 0])
     yield _predictions(slide, [1, 99, 100])
+    yield _predictions(slide, [100], multilabel=True)  # some of which are unclassified

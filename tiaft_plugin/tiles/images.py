@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tiaft_plugin.errors import Stopped, TiaftError, first_line
 from tiaft_plugin.tiles.threads import in_threads
@@ -56,8 +57,23 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
         ) from error
 
 
+def fault_of(content: bytes) -> str:
+    """Return why a file's content is no 8-bit RGB image that can be decoded, or an empty text."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            fault = _mode_fault(image)
+            image.load()
+            return fault
+    except UnidentifiedImageError:  # its text tells an address in memory
+        return "not an image that can be read"
+    except Exception as error:  # each of Pillow's formats fails in its own way
+        return first_line(error)
+
+
 def _header(path: Path) -> Header:
     try:
+        if path.exists() and not path.is_file():
+            return (0, 0), "not a file"  # to open a pipe is to wait for ever
         with Image.open(path) as image:
             return image.size, _mode_fault(image)
     except FileNotFoundError:

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiaft_plugin.errors import TiaftError
+
+NCT = ("NCT-CRC-HE-100K", "NCT-CRC-HE-100K-NONORM")
+NCT_TEST = "CRC-VAL-HE-7K"  # other patients' tiles, published with them to test on
+
 
 @dataclass(frozen=True)
 class KnownSet:
@@ -58,6 +63,23 @@ KNOWN_SETS = (
         ),
     ),
 )
+
+
+def nct_layout(folder: Path) -> tuple[Path, Path | None] | None:
+    """Return NCT-CRC-HE's tiles to train on, and those to test on if there, in a folder of both.
+
+    None where the folder holds no such sets. Raises TiaftError where it holds two to train on.
+    """
+    there = [folder / name for name in NCT if (folder / name).is_dir()]
+    if not there:
+        return None
+    if len(there) > 1:
+        raise TiaftError(
+            f"{folder} holds both {NCT[0]} and {NCT[1]}: give one of them to train on, and "
+            f"--test {folder / NCT_TEST}"
+        )
+    test = folder / NCT_TEST
+    return there[0], test if test.is_dir() else None
 
 
 def recognise(files: Sequence[Path], tile_size: int) -> KnownSet | None:

@@ -12,12 +12,19 @@ from tiaft_plugin.errors import TiaftError, reason
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 5e-2}
 
 
-def check_model(model: Any, *, tile_size: int | None = None, classes: Sequence[str] = ()) -> None:
+def check_model(
+    model: Any,
+    *,
+    tile_size: int | None = None,
+    classes: Sequence[str] = (),
+    multilabel: bool = False,
+) -> None:
     """Raise TiaftError unless a tile model can be trusted with any batch of tiles.
 
     `model` is called with uint8 tiles (N, tile_size, tile_size, 3), a tensor on its device, and
     has to return one row a tile, floating and finite: logits (N, C) where `classes` are named,
-    features (N, D) where not. A ``tiaft_plugin.network.Network`` brings size and classes itself.
+    features (N, D) where not; with `multilabel` a tile has any number of the classes. A
+    ``tiaft_plugin.network.Network`` brings all this itself.
 
     Caught are lost rows, outputs that depend on the batch or change from call to call, wrong
     shapes, dtypes and class counts, NaN, probabilities instead of logits, the same output for
@@ -26,13 +33,16 @@ def check_model(model: Any, *, tile_size: int | None = None, classes: Sequence[s
     card = getattr(model, "card", None)
     if card is not None:
         tile_size, classes = tile_size or card.tile_size, classes or card.classes
+        multilabel = card.multilabel
     if not isinstance(tile_size, int) or tile_size < 1:
         raise TiaftError(f"tile_size is {tile_size!r}: the side of a tile in pixels is needed")
-    _check_class_names(classes)
+    _check_class_names(classes, multilabel)
     _check_eval_mode(model)
     forward = model.features if card is not None and not card.classes else model
     tiles = _different_tiles(5, tile_size)
     whole = _outputs(forward, model, tiles, classes)
+    if multilabel and card is None:
+        _refuse_sigmoid(whole)
     if bool((whole == whole[:1]).all()):
         raise TiaftError("the model gives the same output for every tile: it ignores its input")
     for order in ([4, 0, 2], [3, 1], [2]):
@@ -42,10 +52,12 @@ def check_model(model: Any, *, tile_size: int | None = None, classes: Sequence[s
             raise TiaftError(_unsteady(len(order), changed=not _close(again, whole)))
 
 
-def _check_class_names(classes: Sequence[str]) -> None:
+def _check_class_names(classes: Sequence[str], multilabel: bool) -> None:
     if isinstance(classes, str) or not all(isinstance(name, str) and name for name in classes):
         raise TiaftError(f"classes are {classes!r}: a sequence of names is needed")
-    if len(classes) == 1 or len(set(classes)) != len(classes):
+    if multilabel and not classes:
+        raise TiaftError("multilabel needs classes, the names of the labels")
+    if (len(classes) == 1 and not multilabel) or len(set(classes)) != len(classes):
         raise TiaftError(f"classes are {list(classes)!r}: two or more different names are needed")
 
 
@@ -117,6 +129,18 @@ def _fault_of(outputs: Any, count: int, classes: Sequence[str]) -> str:
     if classes and bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
         return "the model gives probabilities: return the logits, what goes into the softmax"
     return ""
+
+
+def _refuse_sigmoid(outputs: Any) -> None:
+    """Raise TiaftError for what look like probabilities of labels: a second sigmoid gives all 0.5.
+
+    Logits of tiles as different as these do not all lie there, unless there is one label only.
+    """
+    if outputs.shape[1] > 1 and bool(((outputs >= 0) & (outputs <= 1)).all()):
+        raise TiaftError(
+            "the model's outputs all lie between 0 and 1, as probabilities do: return the logits, "
+            "what goes into the sigmoid"
+        )
 
 
 def _close(rows: Any, expected: Any) -> bool:

@@ -103,6 +103,7 @@ def _with_weights(model: NamedModel, weights: Path) -> "Network":
             _in_promised_order(net, model.base)
         elif (
             net.card.classes != model.classes
+            or net.card.multilabel != model.multilabel
             or net.card.tile_size != model.tile_size
             or not same_scale(net.card.mpp, model.mpp)
         ):
@@ -116,16 +117,14 @@ def _with_weights(model: NamedModel, weights: Path) -> "Network":
 
 def _with_bare_weights(model: NamedModel, weights: Path) -> "Network":
     """Load weights that have no card into the network that the name has or promises."""
-    from tiaft_plugin.network import Card, Network
+    from tiaft_plugin.network import Network
     from tiaft_plugin.network.file import check_fit
     from tiaft_plugin.network.weights import read_tensors
 
     if model.file is not None and model.file.is_file():
         card = read_card(model.file)
     else:
-        promise = PROMISES[model.base]
-        hidden = (promise.feature_width,) if promise.classes else ()
-        card = Card(promise.backbones[0], promise.tile_size, promise.mpp, promise.classes, hidden)
+        card = PROMISES[model.base].card()
     net = Network(card)
     tensors = read_tensors(weights)
     check_fit(net, tensors, weights)
@@ -154,7 +153,9 @@ def _from_plugin(model: NamedModel, weights: Path | None) -> "nn.Module":
                 f"weights={weights} do not fit {model.base}: {first_line(error)}"
             ) from error
     try:
-        check_model(net, tile_size=model.tile_size, classes=model.classes)
+        check_model(
+            net, tile_size=model.tile_size, classes=model.classes, multilabel=model.multilabel
+        )
     except TiaftError as error:
         raise TiaftError(f"{whose}: {error}") from error
     return net

@@ -9,6 +9,9 @@ import torch
 from tiatoolbox.models.models_abc import ModelABC
 
 from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.network.card import UNCLASSIFIED
+from tiaft_plugin.network.outputs import labels_of, probabilities_of
+from tiaft_plugin.tiles.stain import Macenko, Normalise, stain_of_training
 from tiaft_plugin.zoo.load import identity, known, load_named
 from tiaft_plugin.zoo.names import NamedModel, of_file
 
@@ -41,13 +44,15 @@ class TileModel(ModelABC):
     """A tiaft model by name, as TIAToolbox builds it: empty first, then `load`.
 
     Called with uint8 tiles (N, H, W, 3); normalises them itself, so that it needs no
-    preprocessing. `class_dict` maps output columns to class names.
+    preprocessing, but for `stain`, which the tiles had in training. `class_dict` maps output
+    columns to class names.
     """
 
     def __init__(self, name: str | NamedModel):
         super().__init__()
         self.named: NamedModel = known(name) if isinstance(name, str) else name
         self.net: torch.nn.Module | None = None
+        self.stain: Macenko | None = None
         self.sha256 = ""  # what stores and run records know the model by
 
     def load(self, weights: str | Path | None) -> "TileModel":
@@ -55,6 +60,11 @@ class TileModel(ModelABC):
         path = Path(weights) if weights else None
         self.net = load_named(self.named, path).eval()
         self.sha256 = identity(self.named, self.net, path)
+        training = getattr(getattr(self.net, "card", None), "training", {})
+        self.stain = stain_of_training(training, self.named.name)
+        # An attribute, not a method: a method would take the network along to the workers.
+        self.preproc = Normalise(self.stain) if self.stain else ModelABC.preproc
+        self.preproc_func = None  # TIAToolbox's way to say `preproc`
         return self
 
     def load_weights_from_file(self, weights: str | Path) -> "TileModel":
@@ -93,22 +103,33 @@ class TileModel(ModelABC):
 
 
 class TileClassifier(TileModel):
-    """Gives class probabilities (N, C)."""
+    """Gives class probabilities (N, C).
+
+    A tile's class is the most probable one; of several labels a tile (`multilabel`), where it has
+    0.5 or more, and else ``unclassified``, which stands behind the labels in `class_dict`.
+    """
 
     def __init__(self, name: str | NamedModel):
         super().__init__(name)
+        self.multilabel = self.named.multilabel
         self.class_dict = dict(enumerate(self.named.classes))
+        if self.multilabel:
+            self.class_dict[len(self.class_dict)] = UNCLASSIFIED
+            self.postproc_func = _label_or_none
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return class probabilities (N, C) of uint8 tiles (N, H, W, 3)."""
-        return torch.softmax(self.network()(tiles), dim=-1)
+        return probabilities_of(self.network()(tiles), multilabel=self.multilabel)
 
     @staticmethod
     def postproc(image: Any) -> Any:
         """Return the index of the most probable class, as TIAToolbox's classifiers do."""
-        from tiatoolbox.models.architecture.utils import argmax_last_axis
+        return labels_of(image, multilabel=False)
 
-        return argmax_last_axis(image=image)
+
+def _label_or_none(image: Any) -> Any:
+    """Return the index of the most probable label, or that of ``unclassified``."""
+    return labels_of(image, multilabel=True)
 
 
 class TileFeatures(TileModel):

@@ -28,6 +28,7 @@ class NamedModel:
     tile_size: int  # px
     mpp: float  # µm/px
     classes: tuple[str, ...]
+    multilabel: bool = False  # any number of the classes a tile
     file: Path | None = None
     load: Callable[[], Any] | None = None
     plugin: str = "zoo"
@@ -50,6 +51,7 @@ def find(name: str) -> NamedModel | None:
             "tile_size": card.tile_size,
             "mpp": card.mpp,
             "classes": card.classes,
+            "multilabel": card.multilabel,
             "file": path,
         }
         if base in PROMISES:  # the file may say 0.495 where the name says 0.5
@@ -103,7 +105,9 @@ def of_file(path: Path, view: str) -> NamedModel:
         raise TiaftError(f"{path} does not say its tiles' µm/px: add it to the zoo with --mpp")
     if view == "classes" and not card.classes:
         raise TiaftError(f"{path} gives features, not classes: use it with `tiaft extract`")
-    return NamedModel(path.name, path.stem, view, card.tile_size, card.mpp, card.classes, file=path)
+    return NamedModel(
+        path.name, path.stem, view, card.tile_size, card.mpp, card.classes, card.multilabel, path
+    )
 
 
 def _facts_of_plugin(registered: Registered) -> dict[str, Any]:
@@ -112,6 +116,7 @@ def _facts_of_plugin(registered: Registered) -> dict[str, Any]:
         "tile_size": int(registered.options["tile_size"]),
         "mpp": float(registered.options["mpp"]),
         "classes": tuple(registered.options.get("classes", ())),
+        "multilabel": bool(registered.options.get("multilabel", False)),
         "load": registered.thing,
         "plugin": registered.plugin,
     }

@@ -21,6 +21,11 @@ class Promise:
     feature_width: int = 2048
     backbones: tuple[str, ...] = ("legacy_xception", "keras_xception")
 
+    def card(self) -> Card:
+        """Return the card of a new model of this name, as weights without a card are taken for."""
+        hidden = (self.feature_width,) if self.classes else ()
+        return Card(self.backbones[0], self.tile_size, self.mpp, self.classes, hidden)
+
     def check(self, card: Card) -> None:
         """Raise TiaftError where a model does not keep the promise. Class order may differ."""
         width = card.hidden[-1] if card.hidden else self.feature_width
@@ -32,6 +37,7 @@ class Promise:
                 # 0.5 is nominal: 0.495 µm/px (Kather 2016) is the same scale, 0.25 is not
                 ("µm/px", card.mpp, self.mpp, same_scale(card.mpp, self.mpp)),
                 ("features", width, self.feature_width, width == self.feature_width),
+                ("task", card.task, "classes", not card.multilabel),
                 (
                     "classes",
                     ",".join(card.classes) or "none",

@@ -28,8 +28,7 @@ def model_rows() -> list[tuple[str, str, str, str]]:
         if model is None:
             continue
         tiles = f"{model.tile_size} px at {model.mpp:g} µm/px"
-        gives = f"{len(model.classes)} classes" if model.classes else "features"
-        rows.append((name, gives, tiles, _origin(model)))
+        rows.append((name, _gives(model), tiles, _origin(model)))
         if model.classes:
             aliases = [a for a, target in ALIASES.items() if target == name + FEATURES]
             view = aliases[0] if aliases else name + FEATURES
@@ -83,7 +82,7 @@ def _checked(model: NamedModel) -> str:
                 f"{note.sha256} was noted"
             )
         said = f", SHA-256 {found}" + ("" if note else " (none was noted when it was put there)")
-    check_model(net, tile_size=model.tile_size, classes=model.classes)
+    check_model(net, tile_size=model.tile_size, classes=model.classes, multilabel=model.multilabel)
     return said
 
 
@@ -91,6 +90,12 @@ def _named_or_file(name: str) -> NamedModel:
     if is_safetensors(Path(name)):
         return of_file(Path(name), "features")
     return known(name)
+
+
+def _gives(model: NamedModel) -> str:
+    if model.multilabel:
+        return f"{len(model.classes)} labels, any number a tile"
+    return f"{len(model.classes)} classes" if model.classes else "features"
 
 
 def _origin(model: NamedModel) -> str:

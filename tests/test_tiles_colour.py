@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tiaft_plugin import TiaftError
-from tiaft_plugin.engine import colour
-from tiaft_plugin.engine.colour import colour_features
+from tiaft_plugin.tiles import colour
+from tiaft_plugin.tiles.colour import colour_features
 
 TILES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.just(3)).flatmap(
     lambda shape: arrays(np.uint8, shape)

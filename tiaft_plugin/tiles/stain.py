@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class Macenko:
             digest = hashlib.sha256(f"{target.shape}".encode() + target.tobytes())
             self.facts["target"] = f"sha256:{digest.hexdigest()}"
             self._fit(target)
+
+    def __repr__(self) -> str:
+        return f"Macenko(target={self.facts['target']!r})"  # what is kept of tiles is known by it
 
     def __call__(self, tile: np.ndarray) -> tuple[np.ndarray, bool]:
         """Return a uint8 tile (H, W, 3) normalised, and True; or as it is, and False.
@@ -94,3 +98,56 @@ def make_stain(name: str | None, target: Path | None = None) -> Macenko | None:
         if target is None or str(target) in str(error):
             raise
         raise TiaftError(f"{target}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """A stain normalisation as a function from tile to tile, uint8 (H, W, 3)."""
+
+    stain: Macenko
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What model cards and stores say of it."""
+        return self.stain.facts
+
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
+        """Return a tile normalised; as it is, where it shows too little tissue."""
+        return self.stain(tile)[0]
+
+
+def normaliser(name: str) -> Normalise | None:
+    """Return the normalisation of a name as a function of tiles; None for ``none``."""
+    stain = make_stain(None if name == "none" else name)
+    return None if stain is None else Normalise(stain)
+
+
+def stain_of_training(training: Any, model: str) -> Macenko | None:
+    """Return the normalisation that a model's tiles had in training, by its card, or None.
+
+    Raises TiaftError for one that cannot be made here.
+    """
+    facts = training.get("stain")
+    if facts is None:
+        return None
+    stain = Macenko()
+    if facts != stain.facts:
+        raise TiaftError(
+            f"model {model} is for tiles whose stains are normalised in a way that this "
+            f"tiaft_plugin does not know ({facts!r:.80}): upgrade tiaft_plugin"
+        )
+    return stain
+
+
+def agreed_stain(own: Macenko, asked: Any, model: str) -> Macenko:
+    """Return the normalisation that a model's tiles had in training, and get from now on.
+
+    Raises TiaftError where another one is `asked` for (None: none is).
+    """
+    if asked is not None and getattr(asked, "facts", None) != own.facts:
+        raise TiaftError(
+            f"model {model} was trained on tiles normalised to the method's reference stains and "
+            "gets such tiles without being asked; another normalisation would change what it sees: "
+            "leave out --stain-target"
+        )
+    return own

@@ -1,6 +1,7 @@
 """Stain normalisation: TIAToolbox's on tissue, none on glass."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from PIL import Image
 from tiatoolbox.tools.stainnorm import MacenkoNormalizer
 
 from tiaft_plugin import FeatureExtractor, TiaftError
-from tiaft_plugin.engine import stain
-from tiaft_plugin.engine.colour import colour_features
 from tiaft_plugin.engine.jobs import SlideJob
 from tiaft_plugin.engine.run import make_engine, run_slides
-from tiaft_plugin.engine.stain import Macenko, make_stain
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.engine.summary import read_summary
+from tiaft_plugin.tiles import stain
+from tiaft_plugin.tiles.colour import colour_features
+from tiaft_plugin.tiles.stain import Macenko, make_stain, normaliser
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +185,106 @@ def test_real_tiles(data):
         tiles = [np.array(Image.open(file).convert("RGB")) for file in files]
         left[folder] = [not Macenko()(tile)[1] for tile in tiles]
     assert not any(left["01_TUMOR"] + left["02_STROMA"]) and np.mean(left["08_EMPTY"]) > 0.9
+
+
+# Models trained on normalised tiles
+
+
+@pytest.fixture
+def normalised_model(tiny_model, tmp_path):
+    """The tiny model, said to have been trained on normalised tiles."""
+    return with_stain(tiny_model, tmp_path / "normalised.safetensors", Macenko().facts)
+
+
+def with_stain(model, path, facts):
+    from tiaft_plugin.network import load_model, save_model
+
+    net = load_model(model)
+    net.card = replace(net.card, training={"stain": facts})
+    return save_model(net, path)
+
+
+def tiles_of(tissue):
+    return np.stack([tissue[:32, :32], tissue[32:64, 32:64], glass()[:32, :32]])
+
+
+def test_a_function_of_tiles(tissue):
+    assert normaliser("none") is None
+    normalise = pickle.loads(pickle.dumps(normaliser("macenko")))
+    np.testing.assert_array_equal(normalise(tissue), Macenko()(tissue)[0])
+    assert normalise.facts == Macenko().facts
+    assert repr(normalise) == "Normalise(stain=Macenko(target='reference'))"
+    with pytest.raises(TiaftError, match="no stain normalisation 'reinhard': there is macenko"):
+        normaliser("reinhard")
+
+
+@pytest.mark.parametrize("asked", [None, Macenko()])
+def test_a_model_trained_on_normalised_tiles_gets_such_tiles(
+    normalised_model, tiny_model, slide, tissue, tmp_path, asked
+):
+    tiles = tiles_of(tissue)
+    extractor = FeatureExtractor(normalised_model, verbose=False, stain=asked)
+    found = extractor.run(tiles, patch_mode=True)
+    told = FeatureExtractor(tiny_model, verbose=False, stain=Macenko()).run(tiles, patch_mode=True)
+    np.testing.assert_allclose(found["features"], told["features"], rtol=1e-5)
+
+    stores = {}
+    for name, model, option in (
+        ("own", normalised_model, asked),
+        ("told", tiny_model, Macenko()),
+    ):
+        engine = make_engine("predictions", str(model), stain=option)
+        engine.verbose = False
+        [result] = run_slides(engine, [SlideJob(slide)], tmp_path / name)
+        stores[name] = read_store(result.store, verify=True)
+        assert "tiles not stain-normalised" in result.note
+    own, other = stores["own"], stores["told"]
+    assert own.facts["stain_normalisation"] == {"name": "macenko", "target": "reference"}
+    np.testing.assert_array_equal(own.values[:], other.values[:])
+    np.testing.assert_array_equal(own.normalised[:], other.normalised[:])
+
+
+def test_its_features_of_tile_sets_say_so(normalised_model, tissue, tmp_path):
+    from tiaft_plugin.engine.tile_features import extract_tiles
+    from tiaft_plugin.tiles.tileset import read_tileset
+
+    for number, tile in enumerate(tiles_of(tissue)):
+        for label in "ab":
+            (tmp_path / "tiles" / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(tile).save(tmp_path / "tiles" / label / f"{number}.png")
+    about = extract_tiles(read_tileset(tmp_path / "tiles", mpp=1.0), str(normalised_model)).about
+    assert about["stain_normalisation"] == Macenko().facts and about["not_normalised"] == 2
+
+
+def test_tiatoolbox_s_own_engines_normalise_for_it(normalised_model, tiny_model, tissue):
+    from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
+
+    from tiaft_plugin.zoo.folder import add_model
+
+    add_model("normalised", normalised_model)
+    add_model("plain", tiny_model)
+    tiles = tiles_of(tissue)
+    by_hand = np.stack([Macenko()(tile)[0] for tile in tiles])
+    for engine, suffix, key in (
+        (PatchPredictor, "", "probabilities"),
+        (DeepFeatureExtractor, "-features", "features"),
+    ):
+        ours = engine("normalised" + suffix, verbose=False)
+        plain = engine("plain" + suffix, verbose=False)
+        kwargs = {"patch_mode": True, "return_probabilities": True}
+        found = ours.run(tiles, **kwargs)[key]
+        np.testing.assert_allclose(found, plain.run(by_hand, **kwargs)[key], rtol=1e-5)
+        assert not np.allclose(found, plain.run(tiles, **kwargs)[key])
+        ours.model.preproc_func = None  # TIAToolbox's way to its own preprocessing
+        np.testing.assert_array_equal(ours.model.preproc_func(tiles[0]), by_hand[0])
+        assert len(pickle.dumps(ours.model.preproc_func)) < 10_000  # workers get no network
+
+
+def test_another_normalisation_is_refused(normalised_model, tiny_model, tissue, tmp_path):
+    said = "normalised.safetensors was trained on tiles normalised to .*leave out --stain-target"
+    with pytest.raises(TiaftError, match=said):
+        make_engine("features", str(normalised_model), stain=Macenko(tissue))
+    other = {"name": "macenko", "target": "sha256:00"}
+    strange = with_stain(tiny_model, tmp_path / "strange.safetensors", other)
+    with pytest.raises(TiaftError, match="strange.safetensors is for tiles .* upgrade tiaft_plug"):
+        make_engine("features", str(strange))
