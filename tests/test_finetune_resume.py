@@ -169,6 +169,8 @@ def test_other_settings_are_refused_or_begin_anew(job, monkeypatch, tmp_path):
         run_stages(other)
     with pytest.raises(TiaftError, match="--overwrite to begin anew"):
         run_stages(replace(job, batch_size=6))
+    with pytest.raises(TiaftError, match="stage 2's lr 0.5, was"):
+        run_stages(replace(job, lrs=(job.lrs[0], 0.5)))
     result = run_stages(replace(other, overwrite=True))
     undisturbed = run_stages(replace(other, out=tmp_path / "undisturbed"))
     assert weights_of(result) == weights_of(undisturbed)
@@ -216,9 +218,14 @@ def test_another_machine_is_refused_or_warned_of(job, monkeypatch):
 def test_a_damaged_checkpoint_is_named(job, monkeypatch):
     interrupted(job, monkeypatch)
     file = job.out / ".unfinished" / "stage1-progress.pt"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(TiaftError, match=r"stage1-progress.pt cannot be read .*: remove it to rep"):
-        run_stages(job)
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:-100], flipped):
+        file.write_bytes(damaged)
+        message = r"stage1-progress.pt cannot be read .*: remove it to repeat"
+        with pytest.raises(TiaftError, match=message):
+            run_stages(job)
     file.unlink()
     run_stages(job)
 

@@ -102,7 +102,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         files = " -> ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
         return f"{files}: {error.strerror}" if files else error.strerror
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    no_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    if isinstance(error, MemoryError) or no_memory:
         return f"out of memory: a smaller --batch-size needs less ({text or 'no more is known'})"
     return (
         f"unexpected {type(error).__name__}: {text or 'no more is known'}. "

@@ -5,6 +5,7 @@ The files hold plain values and tensors only, and are read as such: they are nev
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -31,11 +32,16 @@ def load(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with ZipFile(path) as parts:
+            if damaged := parts.testzip():  # torch.load does not look at checksums
+                raise ValueError(f"{damaged} is damaged")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError("it holds something else")
     except Exception as error:  # pickle, zip and torch errors alike
-        raise TiaftError(
-            f"{path} cannot be read ({first_line(error)}): remove it to repeat its stage"
-        ) from error
+        why = first_line(error).split(". ")[0]  # PyTorch goes on to advise reading it unsafely
+        raise TiaftError(f"{path} cannot be read ({why}): remove it to repeat its stage") from error
+    return state
 
 
 def measured_to_plain(measured: Measured) -> dict[str, Any]:

@@ -45,18 +45,18 @@ def refuse_existing_run(job: FinetuneJob) -> None:
             refuse_existing(job.out / name)
 
 
-def refuse_full_disk(job: FinetuneJob, net: Network, tiles: int) -> None:
+def refuse_full_disk(job: FinetuneJob, recipe: Recipe, net: Network, tiles: int) -> None:
     """Raise TiaftError where checkpoints, Part A's outputs and models will not find room."""
     weights = sum(parameter.nbytes for parameter in net.parameters())
-    # A checkpoint holds weights and two numbers more for each; it stands beside the one before
-    # while it is written. A finished stage and two models come on top.
-    needed = {job.out: 2 * 3 * weights + 3 * weights}
-    rows = 4 * pooled_width(net.part_a) * tiles
-    rows_in = job.cache or job.out
-    needed[rows_in] = needed.get(rows_in, 0) + rows
+    # A checkpoint holds weights, two numbers more for each, and the best epoch's; it stands beside
+    # the one before while it is written. A finished stage and two models come on top.
+    checkpoint = (3 + (recipe.keep == "best")) * weights
+    needed = {job.out: 2 * checkpoint + 3 * weights}
+    if any(stage.trains == "part_b" and stage.epochs for stage in recipe.stages):
+        folder = job.cache or job.out
+        needed[folder] = needed.get(folder, 0) + 4 * pooled_width(net.part_a) * tiles
     for folder, size in needed.items():
-        there = first_existing(folder)
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(first_existing(folder)).free
         if free < size:
             raise TiaftError(
                 f"{folder} needs {size / 2**30:.2g} GiB, and {free / 2**30:.2g} are free there: "
@@ -92,6 +92,8 @@ def check_job(job: FinetuneJob, recipe: Recipe) -> tuple[Sets, list[str]]:
             "the tiles' µm/px is not known, so that the model can have no name: pass --mpp, or "
             "give manifest.csv a column mpp"
         )
+    if not any(stage.epochs for stage in recipe.stages):
+        doubts.append("no stage has an epoch: nothing is trained, Part B stays random")
     if val is None and test is None:
         doubts.append("no tiles were held out: nothing here tells how others would fare")
     if train.multilabel and recipe.balance == "sampling":

@@ -35,7 +35,8 @@ def class_weights(counts: Mapping[str, int]) -> np.ndarray:
     """Return a weight for each class, (C,) float64, that makes every class count the same.
 
     They are inverse to the number of tiles, and 1 in the mean over tiles (scikit-learn's
-    "balanced").
+    "balanced"). A batch's weighted losses are divided by its tiles, as in Keras, not by their
+    weights, as in torch.
     """
     numbers = np.array(list(counts.values()), dtype=np.float64)
     return numbers.sum() / (len(numbers) * np.maximum(numbers, 1))

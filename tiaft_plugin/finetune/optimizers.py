@@ -1,5 +1,6 @@
 """Who moves the weights, and how fast: a plug-in's choice, or the recipe's."""
 
+from inspect import Parameter, signature
 from io import BytesIO
 from typing import Any
 
@@ -32,6 +33,11 @@ class Driver:
             raise TiaftError(
                 "choose_optimizer gave ReduceLROnPlateau, which steps by losses, not by training "
                 "steps: pass --finetuner-arg schedule=plateau"
+            )
+        if optimizer is not None and _needs_closure(optimizer):
+            raise TiaftError(
+                f"choose_optimizer gave {type(optimizer).__name__}, whose step computes the loss "
+                "several times: choose one that takes one step a batch"
             )
         self.optimizer = optimizer or _optimizer(recipe, parameters, stage.lr)
         self.each_step, self.each_epoch = scheduler, None
@@ -80,6 +86,11 @@ class Driver:
 
     def _kinds(self) -> dict[str, str]:
         return {name: type(part).__name__ for name, part in reversed(self._parts().items())}
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    closure = signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
 
 
 def _refuse_no_plain_values(state: dict[str, Any]) -> None:

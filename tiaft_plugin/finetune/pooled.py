@@ -22,6 +22,7 @@ import torch
 from tiaft_plugin.errors import Stopped
 from tiaft_plugin.files import DISK_ERRORS, locked, write_atomically
 from tiaft_plugin.finetune.data import Batches, Order, Tiles
+from tiaft_plugin.finetune.precision import exact_float32
 from tiaft_plugin.network.backbone import pooled_width
 from tiaft_plugin.network.net import Network
 from tiaft_plugin.network.weights import sha256_of_weights
@@ -155,6 +156,8 @@ def _outputs(net: Network, batches: Batches, device: torch.device) -> Iterator[n
     net.part_a.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
         for tiles, _, _ in batches:
-            yield net.pooled(tiles).float().cpu().numpy()
+            with exact_float32():
+                outputs = net.pooled(tiles).float().cpu().numpy()
+            yield outputs
     finally:
         net.cpu()

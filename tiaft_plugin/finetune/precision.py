@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def memory_format(network: nn.Module) -> torch.memory_format:
         for layer in layers
     )
     return torch.contiguous_format if fatal else torch.channels_last
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Have a GPU compute float32 convolutions in float32: cuDNN would leave out half the digits."""
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        yield
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:

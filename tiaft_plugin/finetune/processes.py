@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
@@ -14,6 +15,7 @@ from lightning.fabric.strategies import DDPStrategy
 from tiaft_plugin.errors import Stopped, TiaftError, first_line
 from tiaft_plugin.finetune.interface import FinetuneJob
 
+PATIENCE = timedelta(hours=1)  # with a process that reads and hashes all tiles, or is lost
 _GLOBAL_RANKS = ("RANK", "SLURM_PROCID")  # torchrun's, and Slurm's
 
 
@@ -51,7 +53,7 @@ def make_fabric(job: FinetuneJob, device: torch.device) -> Fabric:
         accelerator=kind,
         devices=devices,
         num_nodes=job.nodes,
-        strategy=DDPStrategy() if several else "auto",
+        strategy=DDPStrategy(timeout=PATIENCE) if several else "auto",
         plugins=None if several else [LightningEnvironment()],
     )
     if isinstance(fabric.strategy, DDPStrategy) and fabric.strategy.cluster_environment:
@@ -66,9 +68,10 @@ def make_fabric(job: FinetuneJob, device: torch.device) -> Fabric:
 
 
 def _refuse_alone(fabric: Fabric, nodes: int) -> None:
-    """Raise TiaftError where nothing tells of the other machines: they would be awaited for ever."""
+    """Raise TiaftError where nothing tells of the other machines: they would be waited for."""
     around = getattr(fabric.strategy, "cluster_environment", None)
-    if nodes > 1 and isinstance(around, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+    alone = isinstance(around, LightningEnvironment) and "MASTER_ADDR" not in os.environ
+    if nodes > 1 and alone:
         raise TiaftError(
             f"--nodes {nodes}: no other machine is known here: start the same command on all with "
             "srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each"
@@ -88,6 +91,11 @@ def launched(fabric: Fabric) -> Iterator[None]:
         first = fabric.global_rank == 0
         yield
         fabric.barrier()
+    except KeyboardInterrupt:
+        if first:
+            raise
+        # The first process says so; another exit code would have Lightning kill it before.
+        raise SystemExit(0) from None
     except RuntimeError as error:
         if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistError):
             raise

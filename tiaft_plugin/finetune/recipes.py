@@ -172,8 +172,8 @@ def _check(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if stage.epochs < 0:
             raise TiaftError(f"epochs {stage.epochs}: 0 or more")
-        if not (math.isfinite(stage.lr) and stage.lr > 0):
-            raise TiaftError(f"lr {stage.lr}: learning rates are positive numbers")
+        if not 0 < stage.lr <= 1e6:
+            raise TiaftError(f"lr {stage.lr:g}: learning rates are positive numbers, up to 1e6")
     if recipe.batch_size < 2:
         raise TiaftError(f"batch_size is {recipe.batch_size}: 2 or more")
     numbers = ("momentum", "eps", "weight_decay", "decay", "factor", "min_lr", "patience")

@@ -34,7 +34,8 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], kept: Mapping[int, int]) -> l
                 x = [place[row["stage"], row["epoch"]] for row in chosen]
                 values = [row[name] for row in chosen]
                 if chosen:
-                    axes.plot(x, values, ".-", color=colour, label=words)
+                    steps = "steps-mid" if name == "lr" else "default"
+                    axes.plot(x, values, ".-", color=colour, label=words, drawstyle=steps)
             for number, begin in enumerate(begins):
                 label_once = None if number else "next stage"
                 axes.axvline(begin, color=_GREY, linestyle=":", label=label_once)

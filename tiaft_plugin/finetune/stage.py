@@ -22,7 +22,7 @@ from tiaft_plugin.finetune.interface import FinetuneJob
 from tiaft_plugin.finetune.losses import class_weights, losses_of, weights_of
 from tiaft_plugin.finetune.measured import Measured, Sets
 from tiaft_plugin.finetune.optimizers import Driver
-from tiaft_plugin.finetune.precision import memory_format
+from tiaft_plugin.finetune.precision import exact_float32, memory_format
 from tiaft_plugin.finetune.recipes import Recipe, Stage
 from tiaft_plugin.finetune.tally import Outputs, Tally
 from tiaft_plugin.network.net import Network
@@ -209,7 +209,7 @@ class _Loop:
             state.epoch_seconds = 0.0
             self.last_val = self._evaluate("val", bar)
             self._clock()
-            rows["val"] = self._row("val", vars_of(self.last_val))
+            rows["val"] = self._row("val", row_of(self.last_val))
         self._refuse_infinite(rows)
         self._end_epoch(rows)
         bar.set_postfix({f"{s} accuracy": f"{row['accuracy']:.3f}" for s, row in rows.items()})
@@ -242,12 +242,13 @@ class _Loop:
         self.module.eval()
         tiles, batches = work.sets.named()[name], work.held_out[name]
         outputs = Outputs(len(tiles), len(work.net.card.classes))
-        for inputs, targets, indices in batches:
-            targets = work.fabric.to_device(targets)
-            logits = self.module(work.fabric.to_device(inputs))
-            outputs.add(indices, logits, losses_of(logits, targets))
-            if bar is not None:
-                bar.update(len(indices) * work.fabric.world_size)
+        with exact_float32():
+            for inputs, targets, indices in batches:
+                targets = work.fabric.to_device(targets)
+                logits = self.module(work.fabric.to_device(inputs))
+                outputs.add(indices, logits, losses_of(logits, targets))
+                if bar is not None:
+                    bar.update(len(indices) * work.fabric.world_size)
         outputs.logits = self._over_all(outputs.logits)
         outputs.losses = self._over_all(outputs.losses)
         return outputs.evaluation(work.net.card.classes, tiles.targets)
@@ -357,7 +358,7 @@ class _Loop:
             )
 
 
-def vars_of(evaluation: Evaluation) -> dict[str, float]:
+def row_of(evaluation: Evaluation) -> dict[str, float]:
     """Return what ``metrics.csv`` tells of held-out tiles."""
     names = ("loss", "accuracy", "balanced_accuracy")
     return {name: float(getattr(evaluation, name)) for name in names}

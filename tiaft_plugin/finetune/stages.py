@@ -77,7 +77,7 @@ def run_stages(job: FinetuneJob) -> FinetuneResult:
     notes = slow_bfloat16(job.precision, device)
     job = replace(job, precision=precision)
     twice, more = _twice(job, recipe, net, device)
-    refuse_full_disk(job, net, sum(len(tiles) for tiles in sets.named().values()))
+    refuse_full_disk(job, recipe, net, sum(len(tiles) for tiles in sets.named().values()))
     with nullcontext() if first else hide_progress():
         hashes = {name: content_hashes(tiles) for name, tiles in sets.named().items()}
         data, around = describe_data(job, sets, hashes), environment(device, job.precision)
@@ -206,7 +206,8 @@ class Prepared:
 def _prepare(run: Run, net: Network, stage: Stage) -> Prepared:
     """Return batches for a stage: of tiles, or of Part A's outputs, computed now or before."""
     job, recipe = run.job, run.recipe
-    call_hook("stage_started", stage=stage.number, network=net)
+    if is_first(job):
+        call_hook("stage_started", stage=stage.number, network=net)
     # A frozen Part A gives each tile the same outputs in every epoch, unless a plug-in varies them.
     names = () if stage.trains == "part_b" else recipe.augment
     augment = augmentation_of(stage.number, net.card.tile_size, names)

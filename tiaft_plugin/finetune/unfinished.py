@@ -111,12 +111,20 @@ def _compare(folder: Path, job: FinetuneJob, now: Mapping[str, Any]) -> tuple[bo
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs, in words."""
+    before, now = _flat(before), _flat(now)
     names = sorted(before.keys() | now.keys())
     return [
         f"{name} {_short(now.get(name))}, was {_short(before.get(name))}"
         for name in names
         if before.get(name) != now.get(name)
     ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of each stage by a name of their own, such as ``stage 2's lr``."""
+    stages = enumerate(values.get("stages") or (), start=1)
+    of_stages = {f"stage {n}'s {name}": each[name] for n, each in stages for name in each}
+    return {name: value for name, value in values.items() if name != "stages"} | of_stages
 
 
 def _short(value: Any) -> str:
