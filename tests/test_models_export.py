@@ -233,7 +233,7 @@ def test_the_paper_s_network_goes_through_tiaft_s_name_which_needs_no_file(tmp_p
     lines = script_of(how).splitlines()
     variables: dict = {}
     made = [line for line in lines if ".run(" not in line]
-    exec("\n".join(made).replace("'x.pth'", repr(str(tmp_path / "x.pth"))), variables)
+    exec("\n".join(made).replace('"x.pth"', repr(str(tmp_path / "x.pth"))), variables)
     tiles = check_tiles(224)[:2]
     with torch.inference_mode():
         wanted, features = net.probabilities(tiles), net.features(tiles)

@@ -6,6 +6,7 @@ compared with the network's. Neither knows hidden layers of Part B. tiaft's own 
 bare weights, too.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,13 @@ def _refuse_other_outputs(net: Network, outputs: np.ndarray, features: bool) -> 
 
 
 def _script_by_name(name: str, card: Card, path: Path) -> str:
+    file = _quoted(path.name)
     return f"""\
 import tiaft_plugin
 from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
 
-predictor = PatchPredictor({name!r}, weights={path.name!r})  # {len(card.classes)} classes
-extractor = DeepFeatureExtractor({name + FEATURES!r}, weights={path.name!r})
+predictor = PatchPredictor({_quoted(name)}, weights={file})  # {len(card.classes)} classes
+extractor = DeepFeatureExtractor({_quoted(name + FEATURES)}, weights={file})
 predictor.run(["slide.svs"], patch_mode=False, save_dir="predictions")
 extractor.run(["slide.svs"], patch_mode=False, save_dir="features")
 """
@@ -148,9 +150,9 @@ def normalise(tile):
     return (tile / 255 - np.array({card.mean!r})) / np.array({card.std!r})
 
 
-model = {model}({card.backbone!r}, {classes}pretrained=False)
+model = {model}({_quoted(card.backbone)}, {classes}pretrained=False)
 model.preproc_func = normalise
-{named}engine = {engine}(model, weights={path.name!r})
+{named}engine = {engine}(model, weights={_quoted(path.name)})
 engine.run(
     ["slide.svs"],
     patch_mode=False,
@@ -160,3 +162,8 @@ engine.run(
     input_resolutions=[{{"units": "mpp", "resolution": {mpp}}}],
 )
 """
+
+
+def _quoted(text: str) -> str:
+    """Return a text as Python has it, in the quotes that formatters prefer."""
+    return json.dumps(text, ensure_ascii=False)
