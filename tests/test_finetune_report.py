@@ -15,10 +15,11 @@ from PIL import Image
 from tiaft_plugin.finetune import baseline, outputs
 from tiaft_plugin.finetune.baseline import blind_baseline, colour_baseline, evaluation_of
 from tiaft_plugin.finetune.interface import FinetuneJob
-from tiaft_plugin.finetune.measured import Measured, Sets, StageResult
+from tiaft_plugin.finetune.measured import Measured, StageResult
 from tiaft_plugin.finetune.outputs import write_run
 from tiaft_plugin.finetune.recipes import RECIPES
 from tiaft_plugin.finetune.report import TIME
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.finetune.stages import run_stages
 from tiaft_plugin.network import create_network, load_model, read_card
 from tiaft_plugin.tiles import stain

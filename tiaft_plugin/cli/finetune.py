@@ -252,11 +252,8 @@ def finetune(tiles: Path, **job: Any) -> None:
     ftx2048 stage1.safetensors and, with held-out tiles, tiles.csv and confusion.csv; of several
     labels labels.csv.
     """
-    import os
     from functools import partial
 
-    # torch reads it when it first takes memory: large pages, which training on CPUs is faster with.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from tiaft_plugin.cli._logging import quiet_tiatoolbox
     from tiaft_plugin.finetune.run import finetune_tiles
 

@@ -11,15 +11,14 @@ from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import refuse_existing
 from tiaft_plugin.finetune.augment import compose
 from tiaft_plugin.finetune.interface import FinetuneJob
-from tiaft_plugin.finetune.measured import Sets
 from tiaft_plugin.finetune.outputs import FILES
 from tiaft_plugin.finetune.recipes import Recipe
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.finetune.unfinished import is_being_written
 from tiaft_plugin.network.backbone import pooled_width
 from tiaft_plugin.network.net import Network
 from tiaft_plugin.tiles.split import missing_classes, refuse_shared_groups
 from tiaft_plugin.tiles.tileset import TileSet
-from tiaft_plugin.tiles.words import some
 
 
 def refuse_existing_run(job: FinetuneJob) -> None:
@@ -77,12 +76,8 @@ def check_job(job: FinetuneJob, recipe: Recipe) -> tuple[Sets, list[str]]:
         or not isinstance(test, TileSet | None)
     ):
         raise TiaftError("two-stage takes tile sets (read_tileset), not other samples")
-    if (
-        len(
-            {tiles.multilabel for tiles in (train, val, test) if tiles} | {job.targets != "classes"}
-        )
-        > 1
-    ):
+    several = job.targets != "classes"
+    if any(tiles.multilabel != several for tiles in (train, val, test) if tiles is not None):
         raise TiaftError("tiles and targets of a job are all multilabel, or none of them is")
     _check_numbers(job, recipe, len(train))
     compose(recipe.augment)  # which refuses names that nobody registered
@@ -111,9 +106,9 @@ def check_job(job: FinetuneJob, recipe: Recipe) -> tuple[Sets, list[str]]:
             held_out[name] = tiles.with_classes(train.classes)
             _refuse_misfit(train, held_out[name])
             doubts += _doubts(job, train, held_out[name])
-    if len(held_out) == 2:
-        refuse_shared_groups(held_out)
-    return Sets(train, **held_out), list(dict.fromkeys(doubts))  # splitting may have said some
+    sets = Sets(train, **held_out)
+    refuse_shared_groups(sets.named())
+    return sets, list(dict.fromkeys(doubts))  # splitting may have said some
 
 
 def folded_batchnorm(net: Network, job: FinetuneJob) -> list[str]:
@@ -158,12 +153,6 @@ def _refuse_misfit(train: TileSet, val: TileSet) -> None:
         raise TiaftError(
             f"{val.root} has tiles of {val.tile_size} px, {train.root} of {train.tile_size} px: "
             "cut both at one size and µm/px"
-        )
-    both = sorted(set(train.group_names) & set(val.group_names))
-    if both:
-        raise TiaftError(
-            f"slides or patients stand on both sides of the split: {some(both)}: take "
-            "them out of one, or hold out groups of one set with --val-groups"
         )
 
 

@@ -6,21 +6,6 @@ from typing import Any
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.recipes import Stage
 from tiaft_plugin.network.net import Network
-from tiaft_plugin.tiles.tileset import TileSet
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The tiles of a run: trained on, measured after each epoch, measured at the end only."""
-
-    train: TileSet
-    val: TileSet | None = None
-    test: TileSet | None = None
-
-    def named(self) -> dict[str, TileSet]:
-        """Return the sets that there are, by the names that reports give them."""
-        every = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: tiles for name, tiles in every.items() if tiles is not None}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ would, too. So where memory is short, activations are computed twice instead.
 """
 
 import copy
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -172,6 +174,22 @@ def free_memory(device: torch.device) -> int:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     return min(psutil.virtual_memory().available, *_left_in_cgroups(), 2**63)
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the most memory used so far, in GiB: a GPU's, or else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    status = Path("/proc/self/status")
+    # Not getrusage on Linux: its peak has that of the process which started this one.
+    if status.is_file() and (most := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(most[1]) * 1024 / GIB
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
 
 
 class _Kept:

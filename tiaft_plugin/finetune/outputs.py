@@ -12,7 +12,7 @@ from tiaft_plugin.files import write_atomically
 from tiaft_plugin.finetune.baseline import ColourBaseline, colour_baseline
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
-from tiaft_plugin.finetune.measured import Sets, StageResult
+from tiaft_plugin.finetune.measured import StageResult
 from tiaft_plugin.finetune.origin import joined_licence
 from tiaft_plugin.finetune.provenance import describe_training
 from tiaft_plugin.finetune.recipes import Recipe
@@ -26,6 +26,7 @@ from tiaft_plugin.finetune.report_measures import (
     validated,
 )
 from tiaft_plugin.finetune.report_tiles import names_of
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.network.card import Card
 from tiaft_plugin.network.file import save_model
 

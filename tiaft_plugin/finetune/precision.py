@@ -96,16 +96,6 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
     return found | {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two environments, one "threads 2, now 4" each."""
-    names = dict.fromkeys((*before, *now))
-    return [
-        f"{name} {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
-
-
 def _capabilities() -> Mapping[str, Any]:
     return getattr(torch.cpu, "get_capabilities", dict)()
 

@@ -6,8 +6,9 @@ from importlib.metadata import version
 from typing import Any
 
 from tiaft_plugin.finetune.interface import FinetuneJob
-from tiaft_plugin.finetune.measured import Sets, StageResult
+from tiaft_plugin.finetune.measured import StageResult
 from tiaft_plugin.finetune.recipes import Recipe
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.tiles.fingerprint import fingerprint
 from tiaft_plugin.tiles.tileset import TileSet
 

@@ -10,10 +10,11 @@ from typing import Any
 from tiaft_plugin.finetune import report_measures as measures
 from tiaft_plugin.finetune.baseline import MOST_TILES, ColourBaseline
 from tiaft_plugin.finetune.evaluation import Evaluation
-from tiaft_plugin.finetune.measured import Sets, StageResult
+from tiaft_plugin.finetune.measured import StageResult
 from tiaft_plugin.finetune.recipes import Recipe
 from tiaft_plugin.finetune.report_figures import draw_calibration, draw_curves
 from tiaft_plugin.finetune.report_tiles import MOST, gallery
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.network.card import Card
 from tiaft_plugin.page import confusion_table, page, shown, table
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from tiaft_plugin.finetune.baseline import ColourBaseline, blind_baseline
 from tiaft_plugin.finetune.evaluation import Evaluation
-from tiaft_plugin.finetune.measured import Sets, StageResult
+from tiaft_plugin.finetune.measured import StageResult
 from tiaft_plugin.finetune.recipes import Recipe
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.page import shown, table
 from tiaft_plugin.tiles.tileset import TileSet
 

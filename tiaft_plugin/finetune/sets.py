@@ -14,22 +14,25 @@ SHARE = 0.2  # of the tiles, held out where nothing says which
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Tiles to train on, those measured after each epoch, and those measured at the end only.
-
-    `notes` are warnings about how they were chosen, `lines` tell it, for people.
-    """
+class Sets:
+    """The tiles of a run: trained on, measured after each epoch, measured at the end only."""
 
     train: TileSet
     val: TileSet | None = None
     test: TileSet | None = None
-    notes: tuple[str, ...] = ()
-    lines: tuple[str, ...] = ()
 
     def named(self) -> dict[str, TileSet]:
-        """Return the sets that there are, by name."""
+        """Return the sets that there are, by the names that reports give them."""
         every = {"train": self.train, "val": self.val, "test": self.test}
         return {name: tiles for name, tiles in every.items() if tiles is not None}
+
+
+@dataclass(frozen=True)
+class Chosen(Sets):
+    """Sets that were read: `notes` are warnings about how, `lines` tell it, for people."""
+
+    notes: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
 
 def read_tiles(

@@ -1,7 +1,6 @@
 """One stage: what the recipe says trains, all else is frozen (paper 1, section 3.2)."""
 
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -20,10 +19,12 @@ from tiaft_plugin.finetune.data import Batches, PooledBatches
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.interface import FinetuneJob
 from tiaft_plugin.finetune.losses import class_weights, losses_of, weights_of
-from tiaft_plugin.finetune.measured import Measured, Sets
+from tiaft_plugin.finetune.measured import Measured
+from tiaft_plugin.finetune.memory import peak_gib
 from tiaft_plugin.finetune.optimizers import Driver
 from tiaft_plugin.finetune.precision import exact_float32, memory_format
 from tiaft_plugin.finetune.recipes import Recipe, Stage
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.finetune.tally import Outputs, Tally
 from tiaft_plugin.network.net import Network
 from tiaft_plugin.plugins import call_hook
@@ -362,15 +363,3 @@ def row_of(evaluation: Evaluation) -> dict[str, float]:
     """Return what ``metrics.csv`` tells of held-out tiles."""
     names = ("loss", "accuracy", "balanced_accuracy")
     return {name: float(getattr(evaluation, name)) for name in names}
-
-
-def peak_gib(device: torch.device) -> float:
-    """Return the most memory used so far, in GiB: a GPU's, or else this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0.0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / (2**30 if sys.platform == "darwin" else 2**20)

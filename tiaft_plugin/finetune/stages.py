@@ -24,7 +24,7 @@ from tiaft_plugin.finetune.checks import (
 from tiaft_plugin.finetune.data import Batches, Order, PooledBatches, Tiles
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
 from tiaft_plugin.finetune.losses import class_weights
-from tiaft_plugin.finetune.measured import Sets, StageResult
+from tiaft_plugin.finetune.measured import StageResult
 from tiaft_plugin.finetune.memory import checkpoint_activations, decide, measure_need
 from tiaft_plugin.finetune.origin import backbone_of, describe_init, licence_of
 from tiaft_plugin.finetune.outputs import write_run
@@ -33,6 +33,7 @@ from tiaft_plugin.finetune.precision import environment, pick_precision, slow_bf
 from tiaft_plugin.finetune.processes import is_first, launched, make_fabric, quiet
 from tiaft_plugin.finetune.provenance import describe_data, shared_tiles
 from tiaft_plugin.finetune.recipes import Recipe, Stage, recipe_of
+from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.finetune.stage import StageWork, run_stage
 from tiaft_plugin.finetune.unfinished import now_written, unfinished
 from tiaft_plugin.network.create import create_network
