@@ -31,6 +31,24 @@ def data() -> Path:
     return DATA
 
 
+@pytest.fixture(scope="session")
+def qupath() -> None:
+    """Tests that need a QuPath skip without one; which it is, PAQUO_QUPATH_DIR says.
+
+    They run it in processes of their own: Java starts once a process, and stays.
+    """
+    try:
+        from paquo._config import settings as paquo_settings
+        from paquo._config import to_kwargs
+        from paquo.jpype_backend import find_qupath
+    except ImportError:
+        pytest.skip('no paquo (pip install "tiaft_plugin[qupath]")')
+    try:
+        find_qupath(**to_kwargs(paquo_settings))
+    except (ValueError, OSError):
+        pytest.skip("no QuPath that paquo finds (set PAQUO_QUPATH_DIR)")
+
+
 @pytest.fixture(autouse=True)
 def model_folder(tmp_path, monkeypatch) -> Path:
     """An empty model folder for each test, so that none sees or changes the user's own."""

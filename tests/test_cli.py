@@ -230,7 +230,7 @@ def test_plugins_as_json():
 
     listed = {info["name"]: info for info in json.loads(tiaft("plugins", "--json").stdout)}
     assert listed["qupath"]["hooks"] == ["register_sinks"]
-    assert listed["qupath"]["registers"] == {"register_sinks": ["geojson"]}
+    assert listed["qupath"]["registers"] == {"register_sinks": ["geojson", "qupath"]}
     assert listed["finetune"]["source"] == "built in"
     assert not any(info["error"] for info in listed.values())
 

@@ -18,7 +18,8 @@ from tiatoolbox.models import DeepFeatureExtractor, PatchPredictor
 from tiaft_plugin import FeatureExtractor, TiaftError, hookimpl
 from tiaft_plugin.engine import slides
 from tiaft_plugin.engine.jobs import SlideJob, match_masks, read_patients
-from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
+from tiaft_plugin.engine.run import make_engine, run_slides
+from tiaft_plugin.engine.sinks import named_sinks
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import SlidesFailed
 from tiaft_plugin.plugins import plugin_manager

@@ -308,8 +308,8 @@ def test_a_huge_slide_without_a_pyramid_is_read_in_bands():
 
 def test_the_sinks_are_registered_and_load_nothing_heavy(tmp_path, slide):
     sinks = collect("register_sinks")
-    assert sinks["annotationstore"].options == {"suffix": ".db"}
-    assert sinks["picture"].options == {"suffix": ".png"}
+    assert sinks["annotationstore"].options == {"suffix": ".db", "target": ""}
+    assert sinks["picture"].options == {"suffix": ".png", "target": ""}
     for name in ("annotationstore", "picture"):
         sinks[name].thing(grid(slide), tmp_path / name)
         assert (tmp_path / name).stat().st_size > 0

@@ -110,7 +110,7 @@ def test_what_cannot_be_typed_is_no_name(manager, name):
 @pytest.mark.parametrize(
     ("hook", "call", "said"),
     [
-        ("register_sinks", lambda r: r("s", print), "missing a required .*argument: 'suffix'"),
+        ("register_sinks", lambda r: r("s", suffix=".x"), "missing a required argument: 'write'"),
         ("register_models", lambda r: r("m", int, mpp=1), "required argument: 'tile_size'"),
         (
             "register_models",

@@ -272,6 +272,6 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 
 def test_the_sink_is_registered_and_writes(tmp_path):
     sink = collect("register_sinks")["geojson"]
-    assert sink.plugin == "qupath" and sink.options == {"suffix": ".geojson"}
+    assert sink.plugin == "qupath" and sink.options == {"suffix": ".geojson", "target": ""}
     sink.thing(predictions_from(tiles(2)), tmp_path / "a.geojson")
     assert len(strict_json((tmp_path / "a.geojson").read_text())["features"]) == 2

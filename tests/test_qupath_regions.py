@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from shapely.geometry import mapping
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.qupath.regions import Region, read_regions, regions_to_mask
+from tiaft_plugin.qupath.marks import Mark
+from tiaft_plugin.qupath.regions import (
+    Region,
+    Skipped,
+    UnusableError,
+    iter_regions,
+    read_regions,
+    regions_to_mask,
+    valid_area,
+)
 
 SQUARE = shapely.box(100, 100, 300, 200)
 BOW_TIE = [[[0, 0], [100, 100], [100, 0], [0, 100], [0, 0]]]
@@ -46,7 +55,7 @@ def save(tmp_path):
 def test_a_qupath_export_is_read(save):
     export = feature(SQUARE, "border", "Tumor", isLocked=True, measurements={"Area": 3.0})
     (region,) = read_regions(save(collection(export))).found
-    assert region == Region(SQUARE, "Tumor", "annotation", "border")
+    assert region == Region(SQUARE, "Tumor", "annotation", "border", locked=True)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +199,110 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         read_regions(tmp_path / "packed.geojson")
 
 
+def test_what_only_its_maker_reads_is_there_too(save):
+    mark = Mark("mini", "ab" * 32, "grid", "Tumor: Positive")
+    numbers = {"Probability: Tumor": 0.5, "Area": 3, "odd": "NaN", "big": 10**40, "no": None}
+    tile = feature(SQUARE, "t", "Stroma", objectType="tile", isLocked=True, measurements=numbers)
+    tile["id"] = "035c4ea0-d73b-5bde-bd6f-c806b04f2ec3"
+    tile["properties"]["metadata"] = mark.metadata() | {"seen by": "me"}
+    (region,) = iter_regions(save(tile))
+    assert region.mark == mark and region.locked and region.id == tile["id"]
+    assert region.measurements == {"Probability: Tumor": 0.5, "Area": 3.0}
+    (plain,) = iter_regions(save(feature(SQUARE, measurements=numbers)))
+    assert (plain.mark, plain.id, plain.locked, plain.measurements) == (None, None, False, {})
+
+
+def test_metadata_may_stand_twice_as_qupath_writes_it(save):
+    mark = Mark("mini", "cd" * 32, "grid", "Tumor")
+    text = json.dumps(feature(SQUARE))[:-2]  # without the braces of properties and Feature
+    metadata = json.dumps(mark.metadata())
+    twice = f'{text}, "metadata": {metadata}, "childObjects": [], "metadata": {metadata}}}}}'
+    assert twice.count('"metadata"') == 2
+    (region,) = read_regions(save(twice)).found
+    assert region.mark == mark
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, [], "text", {"_tiaft": None}, {"_tiaft": 5}, {"_tiaft": "no JSON"}, {"_tiaft": "[1]"},
+     {"_tiaft": "{}"}, {"_tiaft": '{"sha256": 1, "grid": "", "class": ""}'}, {"tiaft model": "m"}],
+)  # fmt: skip
+def test_metadata_of_others_is_no_mark(save, metadata):
+    (region,) = read_regions(save(feature(SQUARE, metadata=metadata))).found
+    assert region.mark is None
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ({"objectType": "annotation"}, "annotation"),  # 0.4 and later
+        ({"object_type": "detection"}, "detection"),  # 0.3
+        ({"object_type": "tma_core"}, "tmaCore"),
+        ({"id": "PathAnnotationObject"}, "annotation"),  # 0.2
+        ({"id": "PathTileObject"}, "tile"),
+        ({"id": "PathCellObject", "objectType": "detection"}, "detection"),
+        ({"type": "cell"}, "cell"),  # what 0.6 takes for the same
+        ({"objectType": "lasso"}, "annotation"),  # and anything else
+        ({"objectType": None}, "annotation"),
+        ({"objectType": ["tile"]}, "annotation"),
+        ({}, "annotation"),
+    ],
+)
+def test_kinds_of_objects_are_known_in_every_dialect(save, members, kind):
+    export = feature(SQUARE, "border", "Tumor")
+    del export["properties"]["objectType"]
+    uuid = members.pop("id", None)
+    export |= {"id": uuid} if uuid else {}
+    export["properties"] |= members
+    (region,) = read_regions(save(export)).found
+    assert (region.object_type, region.id) == (kind, None)
+
+
+def test_measurements_are_read_from_0_3_s_list(save):
+    export = feature(SQUARE, metadata=Mark("m", "ab" * 32, "g").metadata())
+    export["properties"]["measurements"] = [
+        {"name": "Probability: A", "value": 0.25}, {"name": ["no"], "value": 1}, "none",
+        {"value": "x"},
+    ]  # fmt: skip
+    (region,) = read_regions(save(export)).found
+    assert region.measurements["Probability: A"] == 0.25
+
+
+def test_children_are_read_by_both_their_names(save):
+    child = feature(shapely.box(0, 0, 10, 10), "child")
+    (_, region) = read_regions(save(feature(SQUARE, children=[child]))).found
+    assert region.name == "child"
+
+
+def test_what_is_passed_over_has_no_outline_read(save):
+    path = save(collection(feature({"type": "Circle"}, "bad"), feature(SQUARE, "good", "Tumor")))
+    asked = []
+
+    def wanted(head) -> bool:
+        asked.append((head.name, head.class_name, head.geometry.is_empty))
+        return head.name == "good"
+
+    (region,) = iter_regions(path, wanted)
+    assert region.name == "good"
+    assert asked == [("bad", None, True), ("good", "Tumor", True)]
+    bad, _ = iter_regions(path)
+    assert isinstance(bad, Skipped) and bad.number == 1 and bad.head.name == "bad"
+
+
+def test_an_area_is_what_is_left_of_any_shape():
+    line = shapely.LineString([[0, 0], [9, 9]])
+    area, repaired = valid_area(shapely.GeometryCollection([SQUARE, line]))
+    assert area.equals(SQUARE) and repaired == ""
+    for shape in (line, shapely.Point(1, 1), shapely.Polygon(), shapely.MultiPolygon()):
+        with pytest.raises(UnusableError, match="encloses no area"):
+            valid_area(shape)
+
+
 words = st.sampled_from(
     ["type", "features", "geometry", "geometries", "coordinates", "properties", "classification",
      "names", "name", "childObjects", "objectType", "Feature", "FeatureCollection", "Polygon",
-     "MultiPolygon", "Point", "GeometryCollection"]
+     "MultiPolygon", "Point", "GeometryCollection", "id", "metadata", "measurements", "children",
+     "isLocked", "object_type", "tile", "_tiaft", "tiaft model", "PathTileObject"]
 )  # fmt: skip
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | words
 wild_json = st.recursive(
@@ -227,6 +336,67 @@ def test_wild_json_never_raises_anything_else(tmp_path_factory, content):
     assert regions.found
     assert all(region.geometry.is_valid and region.geometry.area for region in regions.found)
     assert regions_to_mask(regions, (100, 100), (10, 10)).any()
+
+
+marked = st.fixed_dictionaries(
+    {"_tiaft": st.just(json.dumps({"sha256": "s", "grid": "g", "class": "c"})) | scalars}
+)
+wild_properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "metadata": marked | wild_json,
+        "measurements": wild_json | st.dictionaries(words, scalars, max_size=3),
+        "classification": st.dictionaries(words, scalars | st.lists(scalars), max_size=3) | scalars,
+        "objectType": scalars,
+        "object_type": scalars,
+        "type": scalars,
+        "name": wild_json,
+        "isLocked": scalars,
+        "children": st.lists(wild_feature, max_size=2) | scalars,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(properties=wild_properties, uuid=scalars | wild_json)
+def test_wild_properties_lose_no_area(tmp_path_factory, properties, uuid):
+    path = tmp_path_factory.getbasetemp() / "properties.geojson"
+    export = {"type": "Feature", "id": uuid, "geometry": mapping(SQUARE), "properties": properties}
+    path.write_text(json.dumps(export))
+    region = next(iter_regions(path))
+    assert isinstance(region, Region) and region.geometry.equals(SQUARE)
+    assert region.id is None or isinstance(region.id, str)
+    assert region.object_type in {"annotation", "detection", "tile", "cell", "tmaCore", "root"}
+    assert all(isinstance(value, float) for value in region.measurements.values())
+    assert region.mark is not None or not region.measurements
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    corners=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=3, max_size=12),
+    dialect=st.sampled_from(["objectType", "object_type", "type", "id"]),
+    nested=st.booleans(),
+)
+def test_any_outline_in_any_dialect_is_read_or_named(tmp_path_factory, corners, dialect, nested):
+    path = tmp_path_factory.getbasetemp() / "outlines.geojson"
+    export = feature(polygon([[*corners, corners[0]]]), "a", "Tumor")
+    kinds = {"objectType": "tile", "object_type": "tile", "type": "tile", "id": "PathTileObject"}
+    del export["properties"]["objectType"]
+    (export if dialect == "id" else export["properties"])[dialect] = kinds[dialect]
+    parent = feature(SQUARE, "parent", childObjects=[export]) if nested else export
+    path.write_text(json.dumps([parent, feature(SQUARE, "last")]))
+    things = list(iter_regions(path))
+    assert [things[0].name if nested else None, things[-1].name] == [
+        "parent" if nested else None,
+        "last",
+    ]
+    found = things[1 if nested else 0]
+    if isinstance(found, Skipped):
+        assert "encloses no area" in found.reason and found.head.name == "a"
+        assert shapely.make_valid(shapely.Polygon(corners)).area == 0
+    else:
+        assert found.geometry.is_valid and found.geometry.area and found.object_type == "tile"
+        assert bool(found.repaired) != shapely.Polygon(corners).is_valid
 
 
 corner = st.tuples(st.integers(0, 400), st.integers(0, 300))

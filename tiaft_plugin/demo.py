@@ -152,7 +152,8 @@ def _finetune(out: Path):
 
 def _run(kind: str, slide: Path, out: Path, sinks: tuple[str, ...] = ()) -> Path:
     from tiaft_plugin.engine.jobs import SlideJob
-    from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
+    from tiaft_plugin.engine.run import make_engine, run_slides
+    from tiaft_plugin.engine.sinks import named_sinks
 
     engine = make_engine(kind, NAME, stride=TILE // 2, auto_mask=False)
     [result] = run_slides(engine, [SlideJob(slide)], out / kind, sinks=named_sinks(sinks))

@@ -59,7 +59,9 @@ def register_aggregators(register):
 def register_sinks(register):
     """Add places that tile predictions go to: ``register(name, write, suffix=".ext")``.
 
-    ``write(predictions, path)`` gets ``tiaft_plugin.engine.predictions.TilePredictions``.
+    ``write(predictions, path)`` gets ``tiaft_plugin.engine.predictions.TilePredictions`` and a file
+    to write, one a slide. With ``target="WHAT"`` instead of a suffix, `path` is the one place that
+    a person named for all slides (``--to name=WHAT``).
     """
 
 

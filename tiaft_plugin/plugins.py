@@ -39,7 +39,7 @@ REGISTER: dict[str, Signature] = {
     "register_augmentations": signature(lambda name, augment: None),
     "register_probes": signature(lambda name, probe: None),
     "register_aggregators": signature(lambda name, aggregate: None),
-    "register_sinks": signature(lambda name, write, *, suffix: None),
+    "register_sinks": signature(lambda name, write, *, suffix="", target="": None),
 }
 
 TAKEN = {("register_probes", "compare"): "`tiaft probe compare`"}

@@ -33,9 +33,7 @@ stain_options = together(
     ),
 )
 slide_options = together(
-    click.argument(
-        "slides", nargs=-1, required=True, type=click.Path(readable=False, path_type=Path)
-    ),
+    click.argument("slides", nargs=-1, type=click.Path(readable=False, path_type=Path)),
     model_option,
     click.option(
         "--out",
@@ -74,6 +72,17 @@ slide_options = together(
         metavar="CLASS",
         help="Use only the regions of this class in GeoJSON masks; may be repeated.",
     ),
+    click.option(
+        "--project",
+        type=click.Path(exists=True, path_type=Path),
+        help="QuPath project, for --within; without SLIDES, all its images that have such regions.",
+    ),
+    click.option(
+        "--within",
+        multiple=True,
+        metavar="CLASS",
+        help="Take only tiles in the project's annotations of this class; may be repeated.",
+    ),
     click.option("--no-mask", is_flag=True, help="Take every tile, tissue or not."),
     click.option(
         "--min-tissue",
@@ -99,7 +108,8 @@ slide_options = together(
 
 def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
     """Run an engine over the slides; print a line for each; fail with 1 if one failed."""
-    from tiaft_plugin.engine.run import make_engine, named_sinks, run_slides
+    from tiaft_plugin.engine.run import make_engine, run_slides
+    from tiaft_plugin.engine.sinks import named_sinks
 
     out: Path = options["out"]
     chosen = named_sinks(sinks)
@@ -142,23 +152,42 @@ def stain_of(options: dict[str, Any]) -> Any:
 def _jobs(options: dict[str, Any]) -> list[Any]:
     from tiaft_plugin.engine.jobs import SlideJob, match_masks, patient_of, read_patients
 
+    _check_masks(options)
     # A slide named twice, a.svs and ./a.svs, is one slide.
     slides = list({slide.absolute(): slide for slide in options["slides"]}.values())
-    if options["no_mask"] and options["masks"]:
-        raise click.UsageError("--masks and --no-mask exclude each other")
-    if options["mask_class"] and not options["masks"]:
-        raise click.UsageError("--mask-class needs --masks")
+    within = _within(options) if options["project"] else None
+    if not slides and within is not None:
+        slides = within.slides()
+    if not slides:
+        raise click.UsageError("Missing argument 'SLIDES...'.")
     masks = match_masks(slides, options["masks"]) if options["masks"] else {}
     patients = read_patients(options["patients"]) if options["patients"] else {}
     return [
         SlideJob(
             slide,
-            _mask(masks.get(slide), options["mask_class"]),
+            within or _mask(masks.get(slide), options["mask_class"]),
             options["mpp"],
             patient_of(slide, patients),
         )
         for slide in slides
     ]
+
+
+def _check_masks(options: dict[str, Any]) -> None:
+    given = [name for name in ("masks", "no_mask", "within") if options[name]]
+    if len(given) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+        raise click.UsageError(f"{first} and {second} exclude each other")
+    if options["mask_class"] and not options["masks"]:
+        raise click.UsageError("--mask-class needs --masks")
+    if bool(options["project"]) != bool(options["within"]):
+        raise click.UsageError("--project and --within go together")
+
+
+def _within(options: dict[str, Any]) -> Any:
+    from tiaft_plugin.qupath.masks import ProjectMask
+
+    return ProjectMask(options["project"], options["within"])
 
 
 def _mask(path: Path | None, classes: Sequence[str]) -> Any:

@@ -15,10 +15,11 @@ def register_commands(cli):
     from tiaft_plugin.cli.plugins import plugins
     from tiaft_plugin.cli.predict import predict
     from tiaft_plugin.cli.probe import probe
+    from tiaft_plugin.cli.qupath import qupath
     from tiaft_plugin.cli.reproduce import reproduce
 
     for command in (
-        *(demo, finetune, models, extract, predict, features, probe, reproduce),
+        *(demo, finetune, models, extract, predict, qupath, features, probe, reproduce),
         *(plugins, doctor),
     ):
         cli.add_command(command)

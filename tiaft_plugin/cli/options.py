@@ -166,6 +166,21 @@ NUMBERS = CommaList("three numbers r,g,b", float, length=3)
 KEY_VALUE = KeyValue()
 POSITIVE = Finite(min=0, min_open=True)
 
+
+def _moves(ctx: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> list:
+    from tiaft_plugin.qupath.project.places import read_moves
+
+    return read_moves(texts)
+
+
+map_option = click.option(
+    "--map",
+    "moved",
+    multiple=True,
+    callback=_moves,
+    metavar="OLD=NEW",
+    help="Folder of slides as the project has it, and where it is now; may be repeated.",
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …"
 )

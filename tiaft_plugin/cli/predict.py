@@ -17,7 +17,7 @@ from tiaft_plugin.cli.options import CLASSES
     show_default=True,
     type=CLASSES,
     metavar="A,B",
-    help="What to make of them: geojson (QuPath), annotationstore, picture, or a plug-in's.",
+    help="What to make of them: geojson, qupath=PROJECT, annotationstore, picture, or a plug-in's.",
 )
 def predict(sinks: tuple[str, ...], **options: Any) -> None:
     """Predict the class of the tiles of SLIDES.

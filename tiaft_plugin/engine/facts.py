@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tiaft_plugin.engine.slides import fingerprint, slide_mpp
+from tiaft_plugin.engine.slides import fingerprint, slide_bounds, slide_mpp
 from tiaft_plugin.files import sha256_of
 
 if TYPE_CHECKING:
@@ -17,13 +17,15 @@ _PACKAGES = ("tiaft_plugin", "tiatoolbox", "torch", "timm")
 
 
 def slide_facts(slide: Path, reader: "WSIReader") -> dict[str, Any]:
-    """Return a slide's name, fingerprint, size (px) and µm/px at baseline."""
-    return {
+    """Return a slide's name, fingerprint, size (px) and µm/px at baseline; bounds if it has any."""
+    facts = {
         "name": slide.name,
         "fingerprint": fingerprint(slide),
         "size": [int(value) for value in reader.info.slide_dimensions],
         "mpp": list(slide_mpp(reader)),
     }
+    bounds = slide_bounds(reader)
+    return facts | {"bounds": list(bounds)} if bounds else facts
 
 
 def grid_facts(config: Any, dataset: Any, mask: str, min_tissue: float) -> dict[str, Any]:

@@ -56,7 +56,11 @@ class TileBlock:
 class TilePredictions:
     """All predicted tiles of one slide; `blocks()` reads them anew, never all at once.
 
-    With `multilabel` a tile has any number of the classes, and may be unclassified.
+    With `multilabel` a tile has any number of the classes, and may be unclassified. `grid` is the
+    id of the tile grid, `fingerprint` the slide's (docs/formats.md), `mpp` its µm/px at baseline
+    (x, y); `bounds` is what the file says is scanned of it (x, y, width, height in baseline
+    pixels), which QuPath shows alone, or None for all. Those are unknown (empty, None) where
+    predictions were not read from a store.
     """
 
     slide: Path
@@ -67,6 +71,10 @@ class TilePredictions:
     count: int
     blocks: Callable[[], Iterator[TileBlock]]
     multilabel: bool = False
+    grid: str = ""
+    fingerprint: str = ""
+    mpp: tuple[float, float] | None = None
+    bounds: tuple[int, int, int, int] | None = None
 
     def class_of(self, label: int) -> str:
         """Return the name of a class; ``unclassified`` for the index that no class has."""
@@ -153,8 +161,8 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
                         block.measurements[name] = values
             yield block
 
-    width, height = store.facts["slide"]["size"]
-    model = store.facts["model"]
+    facts, model = store.facts["slide"], store.facts["model"]
+    width, height = facts["size"]
     return TilePredictions(
         slide,
         (width, height),
@@ -164,6 +172,10 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
         len(store),
         blocks,
         multilabel,
+        grid=store.facts["grid_id"],
+        fingerprint=facts["fingerprint"],
+        mpp=tuple(facts["mpp"]),
+        bounds=tuple(facts["bounds"]) if facts.get("bounds") else None,
     )
 
 

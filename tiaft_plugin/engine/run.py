@@ -1,20 +1,16 @@
 """A run over many slides: stores, sinks, and a summary that says what became of each."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tiaft_plugin.engine.extractor import FeatureExtractor, TilePredictor
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
-from tiaft_plugin.engine.predictions import predictions_of
 from tiaft_plugin.engine.prepare import Stain
-from tiaft_plugin.engine.store import note_sink, read_store
+from tiaft_plugin.engine.sinks import Outlet, write_sinks
 from tiaft_plugin.engine.summary import add_to_summary, read_summary
 from tiaft_plugin.errors import TiaftError, reason
 from tiaft_plugin.network.device import pick_device
-from tiaft_plugin.plugins import Registered, collect
 
 
 def make_engine(
@@ -70,70 +66,21 @@ def run_slides(
     jobs: Sequence[SlideJob],
     out: Path,
     *,
-    sinks: Sequence[Registered] = (),
+    sinks: Sequence[Outlet] = (),
     overwrite: bool = False,
 ) -> Iterator[SlideResult]:
     """Work through slides; give each result once its store, sinks and summary line are there.
 
-    Writes ``out/<slide>.zarr``, ``out/<slide><suffix>`` for each sink and ``out/summary.csv``,
-    which keeps the lines of earlier runs over other slides.
+    Writes ``out/<slide>.zarr``, ``out/<slide><suffix>`` for each sink with files and
+    ``out/summary.csv``, which keeps the lines of earlier runs over other slides.
     """
     read_summary(out / "summary.csv")  # raises now, not after the first slide
     masks = (getattr(job.mask, "path", job.mask) for job in jobs)
     inputs = {job.slide for job in jobs} | {mask for mask in masks if isinstance(mask, Path)}
     for result in engine.process(jobs, out, overwrite=overwrite):
-        done = _write_sinks(result, sinks, inputs, overwrite=overwrite)
+        done = write_sinks(result, sinks, inputs, overwrite=overwrite)
         add_to_summary(out / "summary.csv", done)
         yield done
-
-
-def named_sinks(names: Iterable[str]) -> list[Registered]:
-    """Return registered sinks by name. Raises TiaftError for unknown ones and clashing files."""
-    known = collect("register_sinks")
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise TiaftError(f"no sink {', '.join(unknown)}: there are {', '.join(sorted(known))}")
-    sinks = [known[name] for name in dict.fromkeys(names)]
-    by_suffix: dict[str, str] = {".zarr": "the store itself", ".csv": "the summary"}
-    for sink in sinks:
-        suffix = sink.options["suffix"]
-        if not re.fullmatch(r"(\.\w+)+", suffix):
-            raise TiaftError(f"sink {sink.name} of plug-in {sink.plugin} has no suffix: {suffix!r}")
-        other = by_suffix.setdefault(suffix, sink.name)
-        if other != sink.name and other != "the summary":
-            raise TiaftError(f"{sink.name} and {other} both write {suffix}: ask for one of them")
-    return sinks
-
-
-def _write_sinks(
-    result: SlideResult, sinks: Sequence[Registered], inputs: set[Path], *, overwrite: bool
-) -> SlideResult:
-    if result.store is None or not sinks:
-        return result
-    try:
-        store = read_store(result.store)
-        predictions = predictions_of(store, result.slide)
-        for sink in sinks:
-            path = result.store.with_suffix(sink.options["suffix"])
-            _refuse_inputs(path, inputs)
-            if path.exists() and not overwrite:
-                if sink.name in store.facts["sinks"]:
-                    continue
-                raise TiaftError(f"{path} exists already: move it, or pass --overwrite")
-            try:
-                sink.thing(predictions, path)
-            except Exception as error:  # plug-ins raise whatever they like
-                raise TiaftError(f"{sink.name} cannot be written: {reason(error)}") from error
-            note_sink(result.store, sink.name)
-    except Exception as error:
-        return replace(result, status="failed", reason=reason(error))
-    return result
-
-
-def _refuse_inputs(path: Path, inputs: set[Path]) -> None:
-    """Raise TiaftError if a sink would write over what the run was given."""
-    if any(path.exists() and other.exists() and path.samefile(other) for other in inputs):
-        raise TiaftError(f"{path} was given as slide or mask: choose another --out")
 
 
 def _model_argument(model: str, kind: str) -> str:

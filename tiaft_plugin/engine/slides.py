@@ -80,6 +80,20 @@ def slide_mpp(reader: "WSIReader") -> tuple[float, float]:
     return float(x), float(y)
 
 
+def slide_bounds(reader: "WSIReader") -> tuple[int, int, int, int] | None:
+    """Return what OpenSlide says is scanned: x, y, width, height in baseline pixels, or None.
+
+    QuPath shows that part alone, TIAToolbox the whole plane.
+    """
+    properties = getattr(getattr(reader, "openslide_wsi", None), "properties", {})
+    names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
+    try:
+        x, y, width, height = (int(properties[f"openslide.{name}"]) for name in names)
+    except (KeyError, ValueError):
+        return None
+    return x, y, width, height
+
+
 def has_tissue(reader: "WSIReader") -> bool:
     """Whether a slide shows more than glass: Otsu's threshold must part what really differs.
 

@@ -288,10 +288,13 @@ def _hash_of_tiles(coordinates: np.ndarray, tissue: np.ndarray) -> str:
 
 
 def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a file happens to be called: a renamed slide or model is the same one."""
+    """Leave out what a file happens to be called: a renamed slide or model is the same one.
+
+    A slide's bounds come with its fingerprint; stores of before they were noted lack them.
+    """
     return {
         **settings,
-        "slide": {k: v for k, v in settings["slide"].items() if k != "name"},
+        "slide": {k: v for k, v in settings["slide"].items() if k not in ("name", "bounds")},
         "model": {k: v for k, v in settings["model"].items() if k != "name"},
     }
 

@@ -8,8 +8,9 @@ from tiaft_plugin.hookspecs import hookimpl
 
 @hookimpl
 def register_sinks(register: Any) -> None:
-    """Add the sink that QuPath opens."""
+    """Add the file that QuPath opens, and the project that it works on."""
     register("geojson", write_geojson, suffix=".geojson")
+    register("qupath", write_project, target="PROJECT")
 
 
 def write_geojson(predictions: Any, path: Path) -> None:
@@ -17,3 +18,10 @@ def write_geojson(predictions: Any, path: Path) -> None:
     from tiaft_plugin.qupath import geojson
 
     geojson.write_geojson(predictions, path)
+
+
+def write_project(predictions: Any, project: Path) -> None:
+    """Write tile predictions into a project; it is made, and the slide added, where it is not."""
+    from tiaft_plugin.qupath import sink
+
+    sink.write_project(predictions, project)

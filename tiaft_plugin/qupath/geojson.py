@@ -6,16 +6,18 @@ its colour, and measurements as an object of numbers, in which NaN and infinitie
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from operator import add
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 
-from tiaft_plugin.engine.predictions import TileBlock, TilePredictions, checked_blocks
-from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.engine.predictions import Colour, TileBlock, TilePredictions, checked_blocks
 from tiaft_plugin.files import write_atomically
-from tiaft_plugin.qupath.names import measurement_name, path_classes
+from tiaft_plugin.qupath.measurements import measurements_of
+from tiaft_plugin.qupath.names import path_classes
 
 # Counter-clockwise where y points up, and closed: RFC 7946, section 3.1.6.
 RING = "[[[{0},{1}],[{2},{1}],[{2},{3}],[{0},{3}],[{0},{1}]]]"
@@ -39,13 +41,27 @@ def write_geojson(predictions: TilePredictions, path: Path) -> None:
 
 
 def _features(block: TileBlock, classes: list[str], names: tuple[str, ...]) -> Iterator[str]:
-    values = _measurements(block, names)
-    keys = [json.dumps(name) + ":" for name in values]
-    rows = zip(*map(_number_texts, values.values()), strict=True)
-    corners = (np.round(block.bounds, 2) + 0.0).tolist()  # QuPath keeps hundredths; no "-0"
     given = [f'"classification":{text},' for text in classes]
     given.append("")  # an unclassified tile, as QuPath has it
-    tiles = zip(block.ids, corners, block.labels.tolist(), rows, strict=True)
+    values = measurements_of(block, names)
+    return tile_features(block.ids, block.bounds, block.labels, given, values)
+
+
+def tile_features(
+    ids: Iterable[UUID],
+    bounds: np.ndarray,
+    labels: np.ndarray,
+    given: Sequence[str],
+    measurements: Mapping[str, np.ndarray],
+) -> Iterator[str]:
+    """Yield each tile as one line of GeoJSON.
+
+    `bounds` is (n, 4) in image pixels, `measurements` (n,) by name; `given` holds for each label
+    what its tiles have among their properties, ended by a comma.
+    """
+    keys, rows = measurement_texts(measurements, len(bounds))
+    corners = (np.round(bounds, 2) + 0.0).tolist()  # QuPath keeps hundredths; no "-0"
+    tiles = zip(ids, corners, labels.tolist(), rows, strict=True)
     for uuid, corner, label, row in tiles:
         ring = RING.format(*["%.12g" % value for value in corner])  # noqa: UP031 (the fastest)
         yield (
@@ -56,15 +72,19 @@ def _features(block: TileBlock, classes: list[str], names: tuple[str, ...]) -> I
         )
 
 
-def _measurements(block: TileBlock, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Return what is measured of each tile, by name: probabilities, then what plug-ins add."""
-    columns = zip(names, block.probabilities.T, strict=True)
-    values = {measurement_name(name): column for name, column in columns}
-    for name, column in block.measurements.items():
-        if name in values:
-            raise TiaftError(f"a plug-in measures {name!r}, which is a probability's name already")
-        values[name] = np.asarray(column)
-    return values
+def measurement_texts(
+    measurements: Mapping[str, np.ndarray], count: int
+) -> tuple[list[str], Iterator[tuple[str, ...]]]:
+    """Return the names as JSON, each with its colon, and each object's numbers as JSON."""
+    keys = [json.dumps(name) + ":" for name in measurements]
+    columns = [_number_texts(np.asarray(column)) for column in measurements.values()]
+    return keys, zip(*columns, strict=True) if columns else repeat((), count)
+
+
+def class_text(parts: Sequence[str], colour: Colour) -> str:
+    """Return a class as JSON, "name" or derived "names", as QuPath writes it itself."""
+    name: dict[str, object] = {"names": parts} if len(parts) > 1 else {"name": parts[0]}
+    return json.dumps(name | {"color": colour})
 
 
 def _number_texts(values: np.ndarray) -> list[str]:
@@ -79,12 +99,8 @@ def _number_texts(values: np.ndarray) -> list[str]:
 
 
 def _class_texts(predictions: TilePredictions) -> list[str]:
-    """Return each class as JSON, "name" or derived "names", as QuPath writes it itself."""
-    texts = []
-    for label, parts in enumerate(path_classes(predictions.classes)):
-        name: dict[str, object] = {"names": parts} if len(parts) > 1 else {"name": parts[0]}
-        texts.append(json.dumps(name | {"color": predictions.colour(label)}))
-    return texts
+    paths = path_classes(predictions.classes)
+    return [class_text(parts, predictions.colour(label)) for label, parts in enumerate(paths)]
 
 
 def _origin(predictions: TilePredictions) -> str:

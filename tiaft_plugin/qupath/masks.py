@@ -1,16 +1,21 @@
 """Regions drawn in QuPath as a mask for TIAToolbox's tiles."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tiaft_plugin.qupath.regions import read_regions, regions_to_mask
+from tiaft_plugin.engine.slides import fingerprint, slide_bounds
+from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.qupath.regions import Region, Regions, read_regions, regions_to_mask
 
 if TYPE_CHECKING:
     from tiatoolbox.wsicore import WSIReader
+
+    from tiaft_plugin.qupath.project.project_file import ImageEntry
 
 _MASK_MPP = 4.0  # µm/px: a tile of 224 px at 0.5 µm/px is 28 mask pixels wide
 _LONGEST_SIDE = 8192  # mask pixels, which bounds memory on any slide
@@ -28,15 +33,99 @@ class RegionMask:
 
     def __call__(self, reader: "WSIReader") -> np.ndarray:
         """Return a mask (h, w) uint8 of the whole slide. Raises TiaftError without regions."""
-        width, height = (int(value) for value in reader.info.slide_dimensions)
-        regions = read_regions(self.path, self.classes or None, (width, height))
-        log = logging.getLogger(__name__)
-        for text in regions.skipped:
-            log.warning("%s: %s: left out", self.path, text)
-        for region in regions:
-            if region.repaired:
-                log.warning("%s: region repaired: %s", self.path, region.repaired)
-        longest = max(width, height)
-        shrink = max(_MASK_MPP / float(reader.info.mpp[0]), longest / _LONGEST_SIDE, 1.0)
-        size = max(1, round(width / shrink)), max(1, round(height / shrink))
-        return regions_to_mask(regions, (width, height), size).astype(np.uint8)
+        regions = read_regions(self.path, self.classes or None, _size(reader))
+        return _mask(regions, reader, str(self.path))
+
+
+@dataclass(frozen=True)
+class ProjectMask:
+    """Annotations of a QuPath project, of one of `classes`, as a mask of whichever slide is open.
+
+    `moved` is as in `push.Where`. Needs QuPath.
+    """
+
+    project: Path
+    classes: tuple[str, ...]
+    moved: Sequence[tuple[str, str]] = ()
+
+    def slides(self) -> list[Path]:
+        """Return the slides of the project's images that have such annotations.
+
+        Raises TiaftError where there is none, or its file is gone.
+        """
+        from tiaft_plugin.qupath.project.matching import locate
+        from tiaft_plugin.qupath.project.project_file import read_project
+
+        entries = [
+            entry
+            for entry in read_project(self.project).images
+            if annotations_of(entry, self.classes)
+        ]
+        if not entries:
+            raise TiaftError(
+                f"{self.project} has no annotation of class {' or '.join(self.classes)} in any "
+                "image: draw one in QuPath and save it"
+            )
+        slides = [locate(entry, self.moved) for entry in entries]
+        for entry, slide in zip(entries, slides, strict=True):
+            if slide is None:
+                raise TiaftError(f"{entry.name} in {self.project} is no file: name its SLIDES")
+        return [slide for slide in slides if slide]
+
+    def __call__(self, reader: "WSIReader") -> np.ndarray:
+        """Return a mask (h, w) uint8 of the whole slide.
+
+        Raises TiaftError where the slide is not in the project, or has no such annotation.
+        """
+        from tiaft_plugin.qupath.project.frame import frame_of
+        from tiaft_plugin.qupath.project.matching import match_image
+        from tiaft_plugin.qupath.project.project_file import read_project
+
+        slide, size, bounds = Path(reader.info.file_path), _size(reader), slide_bounds(reader)
+        entry = match_image(
+            read_project(self.project),
+            slide=slide,
+            name=slide.name,
+            fingerprint=fingerprint(slide),
+            size=size,
+            bounds=bounds,
+            moved=self.moved,
+        )
+        frame = frame_of(entry, size, bounds)
+        drawn = [
+            Region(frame.geometry_to_slide(each.geometry), each.class_name, name=each.name)
+            for each in annotations_of(entry, self.classes)
+        ]
+        if not drawn:
+            raise TiaftError(
+                f"{entry.name} has no annotation of class {' or '.join(self.classes)} in "
+                f"{self.project}: draw one in QuPath and save it"
+            )
+        return _mask(Regions(drawn, []), reader, entry.name)
+
+
+def annotations_of(entry: "ImageEntry", classes: Sequence[str]) -> list:
+    """Return the annotations of a project's image that have one of `classes`."""
+    from tiaft_plugin.qupath.java.image_data import open_image
+
+    if not entry.data.exists():
+        return []
+    return [each for each in open_image(entry).annotations() if each.class_name in classes]
+
+
+def _mask(regions: Regions, reader: "WSIReader", where: str) -> np.ndarray:
+    log = logging.getLogger(__name__)
+    for text in regions.skipped:
+        log.warning("%s: %s: left out", where, text)
+    for region in regions:
+        if region.repaired:
+            log.warning("%s: region repaired: %s", where, region.repaired)
+    width, height = _size(reader)
+    shrink = max(_MASK_MPP / float(reader.info.mpp[0]), max(width, height) / _LONGEST_SIDE, 1.0)
+    size = max(1, round(width / shrink)), max(1, round(height / shrink))
+    return regions_to_mask(regions, (width, height), size).astype(np.uint8)
+
+
+def _size(reader: "WSIReader") -> tuple[int, int]:
+    width, height = (int(value) for value in reader.info.slide_dimensions)
+    return width, height

@@ -1,0 +1,1 @@
+"""Annotations and corrections out of QuPath, as a tile set."""
