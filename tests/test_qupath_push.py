@@ -1,11 +1,13 @@
 """Pushes and removals: what becomes of a project, in which order, and when something fails."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import pytest
+from conftest import tiaft
 from qupath_fakes import FakeImage, make_project
 
 from tiaft_plugin import TiaftError
@@ -209,6 +211,27 @@ def test_what_qupath_writes_in_the_meantime_is_not_written_over(project, monkeyp
     assert objects(project) == before
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_what_qupath_saves_while_a_push_saves_stays(project, monkeypatch, before):
+    """QuPath moves the old file aside, writes a new one, and removes the old."""
+    if before:
+        list(push(project, [predicted()]))
+    data = project.parent / "data/1/data.qpdata"
+
+    class Slow(FakeImage):
+        def save_to(self, path):
+            if before:
+                data.rename(f"{data}.bkp").unlink()
+            data.write_text('["drawn meanwhile"]')
+            super().save_to(path)
+
+    monkeypatch.setattr(pushing, "open_image", Slow)
+    [changed] = push(project, [predicted(side=128)])
+    assert "was changed in the meantime" in changed.reason
+    assert data.read_text() == '["drawn meanwhile"]'
+    assert [file.name for file in data.parent.iterdir() if file.name.startswith(".")] == []
+
+
 def test_what_a_killed_push_left_is_tidied(project):
     list(push(project, [predicted()]))
     folder = project.parent / "data/1"
@@ -251,3 +274,57 @@ def test_a_model_whose_metadata_were_not_written_can_be_removed(project):
     project.write_text(json.dumps(content))
     [changed] = remove(project, "ftx")
     assert changed.removed == 48 and not objects(project)
+
+
+def test_two_predictions_of_an_image_by_one_model_are_not_both_pushed(project):
+    """The second would take the place of the first without a word."""
+    first, second = push(project, [predicted(), predicted(side=128)])
+    assert not first.reason and len(objects(project)) == 48
+    assert "objects of a.svs already" in second.reason
+
+
+def test_a_damaged_store_takes_nothing_away(project, tiny_model, slide, tmp_path):
+    """A folder that was copied in part has fewer files, which zarr reads as zeros."""
+    import shutil
+
+    tiaft("predict", slide, "--model", tiny_model, "--out", tmp_path / "out", "--no-mask")
+    store = tmp_path / "out/colon.ome.zarr"
+    assert pushing.read_predictions(store).count
+    shutil.rmtree(store / "probabilities/c")
+    with pytest.raises(TiaftError, match="is damaged: chunk 0 is not what was written"):
+        pushing.read_predictions(store)
+    (store / "probabilities/zarr.json").write_text("{")
+    with pytest.raises(TiaftError, match=r"is damaged \(probabilities missing\)"):
+        pushing.read_predictions(store)
+
+
+def test_slides_are_added_where_a_project_lacks_them(project, tmp_path, monkeypatch):
+    """QuPath's part, to describe a slide, is a stand-in."""
+    from tiaft_plugin.engine.slides import fingerprint
+    from tiaft_plugin.qupath.pushing import adding
+
+    slide = tmp_path / "slides/new.svs"
+    slide.write_bytes(b"new")
+    wanted = replace(predicted("new.svs"), fingerprint=fingerprint(slide))
+
+    def made(slides, scratch):
+        folders = [scratch / str(number) for number, _ in enumerate(slides)]
+        for folder in folders:
+            folder.mkdir()
+        entry = json.loads(project.read_text())["images"][0]
+        builder = {**entry["serverBuilder"], "uri": slide.as_uri()}
+        members = {"serverBuilder": builder, "imageName": slide.name}
+        return [{**entry, **members} for _ in slides], folders
+
+    monkeypatch.setattr(adding, "make_entries", made)
+    before = listing(project)
+    options = {"slides": [slide.parent], "create": False}
+    found = adding.add_slides(project, [wanted], dry_run=True, **options)
+    assert found == [(wanted, slide)] and listing(project) == before
+    assert adding.add_slides(project, [wanted], **options) == [(wanted, slide)]
+    images = json.loads(project.read_text())["images"]
+    assert [each["imageName"] for each in images] == ["a.svs", "b.svs", "new.svs"]
+    assert adding.add_slides(project, [wanted], slides=[slide], create=True) == []
+    with pytest.raises(TiaftError, match="would have no image: name the slides with --slides"):
+        adding.add_slides(tmp_path / "empty", [wanted], create=True)
+    assert not (tmp_path / "empty").exists()

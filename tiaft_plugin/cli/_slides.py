@@ -11,6 +11,7 @@ from tiaft_plugin.cli.options import (
     Finite,
     batch_size_option,
     device_option,
+    map_option,
     together,
     workers_option,
 )
@@ -83,6 +84,7 @@ slide_options = together(
         metavar="CLASS",
         help="Take only tiles in the project's annotations of this class; may be repeated.",
     ),
+    map_option,
     click.option("--no-mask", is_flag=True, help="Take every tile, tissue or not."),
     click.option(
         "--min-tissue",
@@ -180,6 +182,8 @@ def _check_masks(options: dict[str, Any]) -> None:
         raise click.UsageError(f"{first} and {second} exclude each other")
     if options["mask_class"] and not options["masks"]:
         raise click.UsageError("--mask-class needs --masks")
+    if options["moved"] and not options["project"]:
+        raise click.UsageError("--map needs --project")
     if bool(options["project"]) != bool(options["within"]):
         raise click.UsageError("--project and --within go together")
 
@@ -187,7 +191,7 @@ def _check_masks(options: dict[str, Any]) -> None:
 def _within(options: dict[str, Any]) -> Any:
     from tiaft_plugin.qupath.masks import ProjectMask
 
-    return ProjectMask(options["project"], options["within"])
+    return ProjectMask(options["project"], options["within"], tuple(options["moved"]))
 
 
 def _mask(path: Path | None, classes: Sequence[str]) -> Any:

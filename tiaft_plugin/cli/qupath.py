@@ -1,6 +1,7 @@
 """`tiaft qupath`: predictions into QuPath projects, and people's annotations out of them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,28 +79,25 @@ def push(project: Path, predictions: tuple[Path, ...], **options: Any) -> None:
     """
     from tiaft_plugin.qupath.pushing import push as pushing
 
+    if options["classes"] == ():
+        raise click.UsageError("--classes names no class")
     stores = stores_in(predictions)
     how = pushing.How(
-        options["made"] == "annotations", options["min_probability"], options["classes"] or None
+        options["made"] == "annotations", options["min_probability"], options["classes"]
     )
     where = pushing.Where(options["moved"], options["images"])
     dry_run = options["dry_run"]
     if options["no_java"]:
         if options["create"] or options["slides"]:
             raise click.UsageError("--create and --slides need QuPath: leave out --no-java")
-        _report_script(pushing.push_by_script(project, stores, how, where, dry_run=dry_run))
+        _report_script(
+            pushing.push_by_script(project, stores, how, where, dry_run=dry_run), dry_run
+        )
         return
-    _warn_of_qupath()
+    _start()
     if options["create"] or options["slides"]:
-        from tiaft_plugin.qupath.project.adding import add_slides
-
-        read = [pushing.read_predictions(store) for store in stores]
-        adding = {name: options[name] for name in ("create", "slides", "dry_run")}
-        for text in add_slides(project, read, where=where, **adding):
-            click.echo(text)
-        if dry_run and not project.exists():
-            return
-    _report(pushing.push(project, stores, how, where, dry_run=dry_run), dry_run)
+        stores = _add_slides(project, stores, where, options)
+    _finish(pushing.push(project, stores, how, where, dry_run=dry_run, report=_printer(dry_run)))
 
 
 @qupath.command()
@@ -112,8 +110,8 @@ def remove(project: Path, model: str, dry_run: bool) -> None:
     """Take a model's objects out of every image of PROJECT; those people corrected stay."""
     from tiaft_plugin.qupath.pushing import push as pushing
 
-    _warn_of_qupath()
-    _report(pushing.remove(project, model, dry_run=dry_run), dry_run)
+    _start()
+    _finish(pushing.remove(project, model, dry_run=dry_run, report=_printer(dry_run)))
 
 
 def stores_in(paths: Iterable[Path]) -> list[Path]:
@@ -132,49 +130,93 @@ def stores_in(paths: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _report_script(changes: list[Any]) -> None:
+def _report_script(changes: list[Any], dry_run: bool) -> None:
     failed = [change for change in changes if change.reason]
     for change in failed:
         click.echo(f"FAILED {change.image}: {change.reason}", err=True)
     for change in changes:
         if not change.reason:
-            click.echo(f"{change.image}: {change.added} objects in a file for it")
+            where = "would be written to a file" if dry_run else "in a file for it"
+            click.echo(f"{change.image}: {change.added} objects {where}")
             for note in change.notes:
                 click.echo(f"  {note}")
-    click.echo(
-        f"{len(changes) - len(failed)} of {len(changes)} images prepared. In QuPath: Automate > "
-        "Project scripts > tiaft import …, then Run > Run for project"
-    )
+    done = len(changes) - len(failed)
+    click.echo(f"{done} of {len(changes)} images {'would be ' if dry_run else ''}prepared")
+    if done and not dry_run:
+        click.echo(
+            "In QuPath: Automate > Project scripts > tiaft import …, then Run > Run for project"
+        )
     if failed:
         raise click.exceptions.Exit(1)
 
 
-def _report(changes: Iterable[Any], dry_run: bool) -> None:
-    """Print a line for each image; fail with 1 if one failed."""
-    done = failed = 0
-    for change in changes:
+def _add_slides(project: Path, stores: list[Path], where: Any, options: dict[str, Any]) -> list:
+    """Add what the project lacks; return the stores to push: in a dry run, of what is there."""
+    from tiaft_plugin.qupath.pushing import adding
+    from tiaft_plugin.qupath.pushing.push import read_predictions
+
+    dry_run = options["dry_run"]
+    new = options["create"] and not adding.is_project(project)
+    read = {}
+    for store in stores:
+        with suppress(TiaftError):  # the push says why
+            read[store] = read_predictions(store)
+    added = adding.add_slides(
+        project,
+        list(read.values()),
+        create=options["create"],
+        slides=options["slides"],
+        where=where,
+        dry_run=dry_run,
+    )
+    if new:
+        click.echo(f"{project}: {'a new project would be made' if dry_run else 'a new project'}")
+    for each, file in added:
+        click.echo(f"{file}: {f'would be added, {each.count} tiles' if dry_run else 'added'}")
+    if not dry_run:
+        return stores
+    left = [store for store in stores if all(read.get(store) is not each for each, _ in added)]
+    if new and left:
+        raise TiaftError(f"{left[0]}: its slide is not among --slides: name its file or folder")
+    if new or not left:
+        raise click.exceptions.Exit(0)
+    return left
+
+
+def _printer(dry_run: bool) -> Callable[[Any], None]:
+    """Return what prints a line for each image."""
+    would = "would be " if dry_run else ""
+
+    def show(change: Any) -> None:
         if change.reason:
-            failed += 1
             click.echo(f"FAILED {change.image}: {change.reason}", err=True)
-            continue
-        done += 1
-        would = "would be " if dry_run else ""
-        parts = [f"{change.added} {would}added", f"{change.removed} {would}removed"]
+            return
+        parts = [f"{change.added} {would}added"] if change.added else []
+        parts.append(f"{change.removed} {would}removed")
         if change.corrected:
-            parts.append(f"{change.corrected} stay whose class a person changed")
+            parts.append(f"{change.corrected} stay that a person changed")
         parts.append(f"{change.others} of others untouched")
         click.echo(f"{change.image}: {', '.join(parts)}")
         for note in change.notes:
             click.echo(f"  {note}")
-    click.echo(f"{done} of {done + failed} images done")
+
+    return show
+
+
+def _finish(changes: list[Any]) -> None:
+    """Print how many images were done; fail with 1 if one failed."""
+    failed = sum(bool(change.reason) for change in changes)
+    click.echo(f"{len(changes) - failed} of {len(changes)} images done")
     if failed:
         raise click.exceptions.Exit(1)
 
 
-def _warn_of_qupath() -> None:
-    """Say so where QuPath runs: it would write over what is written now."""
+def _start() -> None:
+    """Start QuPath's Java, and say so where QuPath runs: it would write over what is written."""
+    from tiaft_plugin.qupath.java.start import start_java
     from tiaft_plugin.qupath.project.project_file import running_qupath
 
+    start_java()
     if running_qupath():
         click.echo(
             "Warning: QuPath is running: if this project is open there, close it first, since what "

@@ -103,14 +103,17 @@ def pull(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
     and pull.json, which says what gave no tile.
     """
     from tiaft_plugin.cli._logging import quiet_tiatoolbox
+    from tiaft_plugin.qupath.names import as_written
     from tiaft_plugin.qupath.pulling.asked import How, Where
-    from tiaft_plugin.qupath.pulling.labels import Labels, as_written
+    from tiaft_plugin.qupath.pulling.labels import Labels
     from tiaft_plugin.qupath.pulling.pull import pull as pull_tiles
 
     quiet_tiatoolbox()
     if options["corrections_only"] and not options["corrections_of"]:
         raise click.UsageError("--corrections-only needs --corrections-of")
     wanted = options["classes"]
+    if wanted == ():
+        raise click.UsageError("--classes names no class")
     how = How(
         options["tile_size"],
         options["mpp"],
@@ -130,7 +133,7 @@ def pull(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
 
 
 def _renamed(texts: tuple[str, ...]) -> dict[str, str]:
-    from tiaft_plugin.qupath.pulling.labels import as_written
+    from tiaft_plugin.qupath.names import as_written
 
     renamed: dict[str, str] = {}
     for text in texts:

@@ -1,9 +1,9 @@
 """Tile predictions of one slide, as every sink takes them: in blocks, in baseline pixels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import numpy as np
@@ -56,8 +56,8 @@ class TileBlock:
 class TilePredictions:
     """All predicted tiles of one slide; `blocks()` reads them anew, never all at once.
 
-    With `multilabel` a tile has any number of the classes, and may be unclassified. `grid` is the
-    id of the tile grid, `fingerprint` the slide's (docs/formats.md), `mpp` its µm/px at baseline
+    With `multilabel` a tile has any number of the classes, and may be unclassified. `grid` names
+    the tile grid, `fingerprint` the slide's (docs/formats.md), `mpp` its µm/px at baseline
     (x, y); `bounds` is what the file says is scanned of it (x, y, width, height in baseline
     pixels), which QuPath shows alone, or None for all. Those are unknown (empty, None) where
     predictions were not read from a store.
@@ -172,11 +172,18 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
         len(store),
         blocks,
         multilabel,
-        grid=store.facts["grid_id"],
+        grid=_grid_text(store.facts),
         fingerprint=facts["fingerprint"],
         mpp=tuple(facts["mpp"]),
         bounds=tuple(facts["bounds"]) if facts.get("bounds") else None,
     )
+
+
+def _grid_text(facts: Mapping[str, Any]) -> str:
+    """Return a tile grid for programs and people: "224 px at 0.5 mpp, 713a4dc647088e15"."""
+    grid = facts["grid"]
+    size, at = grid["tile_size"][0], f"{grid['resolution']:g} {grid['units']}"
+    return f"{size} px at {at}, {facts['grid_id']}"
 
 
 def _checked(measurements: dict, count: int) -> dict[str, np.ndarray]:

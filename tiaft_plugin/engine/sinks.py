@@ -36,7 +36,9 @@ def named_sinks(names: Iterable[str]) -> list[Outlet]:
     for asked in dict.fromkeys(names):
         name, given, target = asked.partition("=")
         if name not in known:
-            raise TiaftError(f"no sink {name}: there are {', '.join(sorted(known))}")
+            comma = any(outlet.target for outlet in outlets)
+            hint = " (a comma ends the path before it)" if comma else ""
+            raise TiaftError(f"no sink {asked!r}{hint}: there are {', '.join(sorted(known))}")
         outlets.append(_outlet(known[name], target if given else None))
     _refuse_clashes(outlets)
     return outlets
@@ -77,6 +79,8 @@ def _outlet(sink: Registered, target: str | None) -> Outlet:
     if wanted and not suffix:
         if not target:
             raise TiaftError(f"{sink.name} needs to know where: --to {sink.name}={wanted}")
+        if hasattr(sink.thing, "check"):
+            sink.thing.check(Path(target))
         return Outlet(sink.name, sink.thing, target=Path(target))
     if wanted or not re.fullmatch(r"(\.\w+)+", suffix):
         fault = "suffix and target" if wanted else f"no suffix: {suffix!r}"

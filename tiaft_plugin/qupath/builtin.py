@@ -10,7 +10,7 @@ from tiaft_plugin.hookspecs import hookimpl
 def register_sinks(register: Any) -> None:
     """Add the file that QuPath opens, and the project that it works on."""
     register("geojson", write_geojson, suffix=".geojson")
-    register("qupath", write_project, target="PROJECT")
+    register("qupath", ProjectSink(), target="PROJECT")
 
 
 def write_geojson(predictions: Any, path: Path) -> None:
@@ -20,8 +20,17 @@ def write_geojson(predictions: Any, path: Path) -> None:
     geojson.write_geojson(predictions, path)
 
 
-def write_project(predictions: Any, project: Path) -> None:
-    """Write tile predictions into a project; it is made, and the slide added, where it is not."""
-    from tiaft_plugin.qupath import sink
+class ProjectSink:
+    """Writes tile predictions into a project; it is made, and the slide added, where it is not."""
 
-    sink.write_project(predictions, project)
+    def __call__(self, predictions: Any, project: Path) -> None:
+        """Write the tiles of one slide."""
+        from tiaft_plugin.qupath import sink
+
+        sink.write_project(predictions, project)
+
+    def check(self, project: Path) -> None:
+        """Raise TiaftError before hours of prediction, where nothing could be written."""
+        from tiaft_plugin.qupath import sink
+
+        sink.check_project(project)

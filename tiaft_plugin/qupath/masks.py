@@ -10,7 +10,15 @@ import numpy as np
 
 from tiaft_plugin.engine.slides import fingerprint, slide_bounds
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.qupath.regions import Region, Regions, read_regions, regions_to_mask
+from tiaft_plugin.qupath.names import as_written
+from tiaft_plugin.qupath.regions import (
+    Region,
+    Regions,
+    UnusableError,
+    read_regions,
+    regions_to_mask,
+    valid_area,
+)
 
 if TYPE_CHECKING:
     from tiatoolbox.wsicore import WSIReader
@@ -51,7 +59,7 @@ class ProjectMask:
     def slides(self) -> list[Path]:
         """Return the slides of the project's images that have such annotations.
 
-        Raises TiaftError where there is none, or its file is gone.
+        Raises TiaftError where there is none, or one is of no file.
         """
         from tiaft_plugin.qupath.project.matching import locate
         from tiaft_plugin.qupath.project.project_file import read_project
@@ -92,16 +100,19 @@ class ProjectMask:
             moved=self.moved,
         )
         frame = frame_of(entry, size, bounds)
-        drawn = [
-            Region(frame.geometry_to_slide(each.geometry), each.class_name, name=each.name)
-            for each in annotations_of(entry, self.classes)
-        ]
-        if not drawn:
+        drawn = Regions([], [])
+        for each in annotations_of(entry, self.classes):
+            try:
+                area, repaired = valid_area(frame.geometry_to_slide(each.geometry))
+                drawn.found.append(Region(area, each.class_name, repaired=repaired))
+            except UnusableError as reason:
+                drawn.skipped.append(f"annotation {each.id}: {reason}")
+        if not drawn.found:
             raise TiaftError(
                 f"{entry.name} has no annotation of class {' or '.join(self.classes)} in "
                 f"{self.project}: draw one in QuPath and save it"
             )
-        return _mask(Regions(drawn, []), reader, entry.name)
+        return _mask(drawn, reader, entry.name)
 
 
 def annotations_of(entry: "ImageEntry", classes: Sequence[str]) -> list:
@@ -110,7 +121,8 @@ def annotations_of(entry: "ImageEntry", classes: Sequence[str]) -> list:
 
     if not entry.data.exists():
         return []
-    return [each for each in open_image(entry).annotations() if each.class_name in classes]
+    wanted = {as_written(name) for name in classes}
+    return [each for each in open_image(entry).annotations() if each.class_name in wanted]
 
 
 def _mask(regions: Regions, reader: "WSIReader", where: str) -> np.ndarray:

@@ -14,6 +14,11 @@ def measurement_name(class_name: str) -> str:
     return f"Probability: {class_name}"
 
 
+def as_written(class_name: str) -> str:
+    """Return a class's name as QuPath writes it: "Tumor:Positive" is "Tumor: Positive"."""
+    return ": ".join(part.strip() for part in class_name.split(":"))
+
+
 def path_class(class_name: str) -> tuple[str, ...]:
     """Return a class name as QuPath takes it apart: "Tumor: Positive" is Positive under Tumor.
 

@@ -7,10 +7,10 @@ from uuid import UUID
 import numpy as np
 from shapely import MultiPolygon, Polygon
 
+from tiaft_plugin.engine.predictions import Colour
 from tiaft_plugin.qupath.marks import Mark
 
 UNCLASSIFIED = -1
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,20 @@ from pathlib import Path
 
 from tiaft_plugin.engine.predictions import TilePredictions
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.qupath.project.adding import add_slides
+from tiaft_plugin.files import locked, refuse_unwritable
+from tiaft_plugin.qupath.java.start import start_java
+from tiaft_plugin.qupath.project.project_file import check_writable, read_project
+from tiaft_plugin.qupath.pushing.adding import add_slides, is_project
 from tiaft_plugin.qupath.pushing.push import push
+
+
+def check_project(project: Path) -> None:
+    """Raise TiaftError without QuPath, and for what is no project that can be written."""
+    start_java()
+    if is_project(project):
+        check_writable(read_project(project))
+    else:
+        refuse_unwritable(project)
 
 
 def write_project(predictions: TilePredictions, project: Path) -> None:
@@ -14,8 +26,9 @@ def write_project(predictions: TilePredictions, project: Path) -> None:
 
     Raises TiaftError.
     """
-    add_slides(project, [predictions], create=True)
-    [changed] = push(project, [predictions])
+    with locked(project, wait=True):  # another run may be about to make it
+        add_slides(project, [predictions], create=True)
+    [changed] = push(project, [predictions], wait=True)  # several runs may write into one project
     if changed.reason:
         raise TiaftError(changed.reason)
     log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ def qupath_class(name: str) -> Any:
 
 
 class _Handles:
-    """What is asked of each object (java_loops), put together once a process."""
+    """What is asked of each object (loops.py), put together once a process."""
 
     def __init__(self) -> None:
         self.object = qupath_class("objects.PathObject")

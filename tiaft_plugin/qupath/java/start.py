@@ -91,6 +91,8 @@ def java_errors(path: Path | str) -> Iterator[None]:
         yield
     except jpype.JException as error:
         raise _told(error, path) from error
+    except OSError as error:  # paquo makes some of Java's so
+        raise Stopped(f"{path}: QuPath could not read or write: {first_line(error)}") from error
 
 
 def _import_paquo() -> tuple[Any, Any]:
@@ -191,5 +193,5 @@ def _told(error: Any, path: Path | str) -> TiaftError:
     # The innermost knows the reason; those around it repeat it, or say less.
     text = str(chain[-1].getMessage() or "").strip()
     if any(full in text for full in _FULL):
-        return Stopped(f"{path} cannot be written: {text}")
+        return Stopped(f"{path}: QuPath could not write: {text}")
     return TiaftError(f"{path}: QuPath stopped with {names[-1]}{': ' if text else ''}{text}")

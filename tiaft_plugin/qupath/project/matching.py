@@ -64,7 +64,7 @@ def match_image(
     """
     if not project.images:
         raise NotInProjectError(
-            f"{name} is not in {project.path}, which has no images: add the slide there"
+            f"{name} is not in {project.path}, which has no images: add the slide with --slides"
         )
     if images:
         project = replace(project, images=_chosen(project, images))

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiaft_plugin.engine.predictions import Colour
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import locked
-from tiaft_plugin.qupath.objects import Colour
+from tiaft_plugin.qupath.names import as_written
 from tiaft_plugin.qupath.project.exact_json import edited_json, read_json, write_json
 from tiaft_plugin.qupath.project.places import file_name, moved_along, path_text
 from tiaft_plugin.qupath.project.server import Box, read_server, size_in
@@ -173,12 +174,13 @@ def check_writable(project: Project) -> None:
 
 
 @contextmanager
-def project_lock(project: Project) -> Iterator[None]:
+def project_lock(project: Project, *, wait: bool = False) -> Iterator[None]:
     """Keep other runs of tiaft away from a project while the block runs; QuPath knows no lock.
 
-    What a killed run left half-written is removed. Raises TiaftError if another run has it.
+    What a killed run left half-written is removed. Raises TiaftError if another run has it, unless
+    it is to `wait`.
     """
-    with locked(project.path, wait=False):
+    with locked(project.path, wait=wait):
         for path in (project.path, classes_path(project.path)):
             # As `write_atomically` calls its temporary files; nobody else writes any now.
             for left in path.parent.glob(
@@ -248,12 +250,12 @@ def extend_classes(project_path: Path, classes: Sequence[tuple[str, Colour]]) ->
     is_there = path.exists()
     there = [name for name, _ in read_classes(project_path)]
     first = () if is_there or not classes else _DEFAULT_CLASSES
-    known = {_normal(name) for name in (*there, *dict(first), _NO_CLASS)}
+    known = {as_written(name) for name in (*there, *dict(first), _NO_CLASS)}
     added: dict[str, Colour] = {}
     for name, colour in classes:
-        if _normal(name) not in known:
-            known.add(_normal(name))
-            added[_normal(name)] = colour
+        if as_written(name) not in known:
+            known.add(as_written(name))
+            added[as_written(name)] = colour
     members = [{"name": name, "color": packed(colour)} for name, colour in (*first, *added.items())]
     if members and is_there:
         with edited_json(path, _CLASSES) as content:
@@ -449,11 +451,6 @@ def _class_members(content: dict[str, Any], path: Path) -> list[Any]:
     if not isinstance(members, list):
         raise TiaftError(f"{path} is no {_CLASSES}: its pathClasses are no list")
     return members
-
-
-def _normal(name: str) -> str:
-    """Return a class's name as QuPath writes it."""
-    return ": ".join(part.strip() for part in name.split(":"))
 
 
 def _last_id(content: dict[str, Any], path: Path) -> int:

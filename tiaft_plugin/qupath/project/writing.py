@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiaft_plugin.engine.predictions import Colour
+from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_atomically
-from tiaft_plugin.qupath.objects import Colour
 from tiaft_plugin.qupath.project.project_file import (
     ImageEntry,
     Project,
@@ -52,14 +53,15 @@ class Writing:
 
         The class list is extended by `classes`; of the image's metadata `forget` is removed and
         `metadata` added. The old data file is kept aside until all is written, and comes back if
-        anything fails. Raises TiaftError, also where somebody else wrote in the meantime.
+        that fails. Raises TiaftError, also where somebody else wrote in the meantime.
         """
         self.entry.folder.mkdir(parents=True, exist_ok=True)
         extend_classes(self.project.path, classes)
-        with _kept_aside(self.entry.data):
-            with write_atomically(self.entry.data) as temporary:
-                image.save_to(temporary)
-                refuse_changed(self.before)
+        with write_atomically(self.entry.data) as temporary:
+            image.save_to(temporary)
+            refuse_changed(self.before)
+            _set_aside(self.entry.data)
+        with _put_back_on_failure(self.entry.data):
             set_image_metadata(self.project.path, self.entry.id, metadata, forget)
         _write_summary(self.entry.folder / "summary.json", image)
 
@@ -73,19 +75,28 @@ def rewrite(project: Project, entry: ImageEntry, *, dry_run: bool) -> Iterator[W
     yield Writing(project, entry, take_snapshot(project.path, entry.data))
 
 
-@contextmanager
-def _kept_aside(data: Path) -> Iterator[None]:
-    """Have the old data file back, or none where there was none, if the block fails."""
-    backup = data.parent / BACKUP
-    if there := data.exists():
+def _set_aside(data: Path) -> None:
+    """Keep the old data file under another name, where there is one."""
+    if data.exists():
+        backup = data.parent / BACKUP
         try:
             os.link(data, backup)  # takes no time and no space
         except OSError:
             shutil.copy2(data, backup)
+
+
+@contextmanager
+def _put_back_on_failure(data: Path) -> Iterator[None]:
+    """Have what was set aside back, or no data file where there was none, if the block fails.
+
+    Only for what comes after the new file is there: before, a data file that is not the old one is
+    somebody else's.
+    """
+    backup = data.parent / BACKUP
     try:
         yield
     except BaseException:
-        if there:
+        if backup.exists():
             backup.replace(data)
         else:
             data.unlink(missing_ok=True)
@@ -102,5 +113,5 @@ def _tidy(folder: Path) -> None:
 
 def _write_summary(path: Path, image: "ImageData") -> None:
     """Write what QuPath keeps beside the data file, to know it without reading it."""
-    with suppress(OSError), write_atomically(path) as temporary:
+    with suppress(OSError, TiaftError), write_atomically(path) as temporary:
         temporary.write_text(json.dumps(image.summary(), indent=2), encoding="utf-8")

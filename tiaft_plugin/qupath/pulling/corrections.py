@@ -1,13 +1,13 @@
 """Tiles of a model that people gave another class: where they lie, and what the model had said."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.qupath.names import measurement_name
-from tiaft_plugin.qupath.pulling.labels import as_written
+from tiaft_plugin.qupath.names import as_written, measurement_name
 
 _MARGIN = 0.03  # px: QuPath's GeoJSON rounds both ends of a tile to hundredths
 _SAME = 0.01  # extents (µm) that differ by less, as a fraction, are one
@@ -47,6 +47,9 @@ def extent_of(correction: Correction, mpp: tuple[float, float]) -> float:
     return ((x1 - x0) * mpp[0] + (y1 - y0) * mpp[1]) / 2
 
 
+_GRID = re.compile(r"(\d+) px at ([\d.e+-]+) mpp,.*")
+
+
 @dataclass(frozen=True)
 class Extent:
     """How large tiles are: `size` px on each side, at `mpp` µm/px."""
@@ -82,6 +85,12 @@ def agreed_extent(
         size = max(1, round(extent / (mpp or baseline_mpp)))
     # 223.99 µm is what is left of 224 by rounding: the roundest number within it was meant.
     return Extent(size, mpp or _roundest(extent / size, _MARGIN * baseline_mpp / extent))
+
+
+def extent_of_grid(grid: str) -> Extent | None:
+    """Return the size that the tiles of a model's grid have (`Mark.grid`), where it tells it."""
+    found = _GRID.fullmatch(grid)
+    return Extent(int(found[1]), float(found[2])) if found else None
 
 
 def _most_frequent(extents: Iterable[float]) -> float:

@@ -18,6 +18,7 @@ from tiaft_plugin.qupath.marks import Mark, shape_text
 from tiaft_plugin.qupath.objects import Found
 from tiaft_plugin.qupath.project.frame import Frame, frame_of
 from tiaft_plugin.qupath.project.server import Box, Size
+from tiaft_plugin.qupath.pushing.plan import is_corrected
 from tiaft_plugin.qupath.regions import (
     ANNOTATION,
     Region,
@@ -234,9 +235,7 @@ def _annotations(found: Sequence["Annotation"]) -> Iterator[Region | Skipped]:
 def _tiles(image: "ImageData", found: Found) -> Iterator[Region]:
     """Yield models' tiles that a person gave another class; the others stay with Java."""
     rows = [
-        row
-        for row, mark in enumerate(found.marks)
-        if not mark.shape and (found.classes[row] or "") != mark.given
+        row for row, mark in enumerate(found.marks) if not mark.shape and is_corrected(found, row)
     ]
     measured = image.measurements(rows) if rows else []
     for row, measurements in zip(rows, measured, strict=True):

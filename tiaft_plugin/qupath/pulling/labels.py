@@ -52,11 +52,6 @@ class Labels:
         _refuse_unfit({label for name in names if (label := self.label_of(name)) is not None})
 
 
-def as_written(class_name: str) -> str:
-    """Return a class's name as QuPath writes it: "Tumor:Positive" is "Tumor: Positive"."""
-    return ": ".join(part.strip() for part in class_name.split(":"))
-
-
 def folder_names(labels: Iterable[str]) -> dict[str, str]:
     """Return a folder's name for each label, which every system can have, and no two share."""
     names: dict[str, str] = {}

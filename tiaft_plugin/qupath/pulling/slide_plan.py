@@ -13,6 +13,7 @@ from tiaft_plugin.qupath.pulling.corrections import (
     Extent,
     agreed_extent,
     extent_of,
+    extent_of_grid,
     probability_of,
 )
 from tiaft_plugin.qupath.pulling.cut import Area, Planned, Tile, place_corrections, plan_tiles
@@ -48,10 +49,19 @@ def plan_slides(slides: Sequence[DrawnSlide], how: How) -> list[SlidePlan]:
         for slide, some in zip(slides, corrections, strict=True)
         for each in some
     ]
+    size, mpp = how.tile_size, how.mpp
+    if size is None and mpp is None and (same := _as_predicted(slides)):
+        size, mpp = same.size, same.mpp
     baseline_mpp = sides[0][1] if sides else slides[0].mpp[0]
-    extent = agreed_extent([side for side, _ in sides], baseline_mpp, how.tile_size, how.mpp)
+    extent = agreed_extent([side for side, _ in sides], baseline_mpp, size, mpp)
     pairs = zip(slides, corrections, strict=True)
     return [_plan(slide, some, extent, how) for slide, some in pairs]
+
+
+def _as_predicted(slides: Sequence[DrawnSlide]) -> Extent | None:
+    """Return the extent of the tiles that were corrected, as their model read them."""
+    grids = Counter(region.mark.grid for slide in slides for region in slide.changed if region.mark)
+    return extent_of_grid(grids.most_common(1)[0][0]) if grids else None
 
 
 def _corrections(slide: DrawnSlide, labels: Labels) -> list[Correction]:

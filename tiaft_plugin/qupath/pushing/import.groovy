@@ -38,12 +38,17 @@ String takeIn(File file) {
     def hierarchy = QP.getCurrentHierarchy()
     def plan = planPush(hierarchy.getAllObjects(false), objects, origin)
 
+    extendClasses(origin.classes)
     hierarchy.removeObjects(plan.remove, true)
     hierarchy.addObjects(plan.add)
-    extendClasses(origin.classes)
-    tellImage(origin.metadata)
+    def told = ''
+    try {
+        tellImage(origin.metadata)
+    } catch (Exception error) {
+        told = "; its metadata could not be written: ${error.getMessage() ?: error}"
+    }
     def done = "${plan.add.size()} objects of ${origin.model} added, ${plan.remove.size()} removed"
-    return done + (plan.corrected ? ", ${plan.corrected} kept that a person changed" : '')
+    return done + (plan.corrected ? ", ${plan.corrected} kept that a person changed" : '') + told
 }
 
 Map readOrigin(File file) {

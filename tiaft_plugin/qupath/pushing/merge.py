@@ -5,22 +5,21 @@ from uuid import UUID, uuid5
 
 import numpy as np
 import shapely
-from shapely import MultiPolygon, Polygon
+from shapely import Polygon
 
-from tiaft_plugin.qupath.marks import shape_text
 from tiaft_plugin.qupath.objects import UNCLASSIFIED, NewAreas, NewTiles
 
 TILES = "Tiles"  # the measurement of an area that counts its tiles
 
 
-def merge_tiles(tiles: NewTiles, *, min_tiles: int = 1) -> NewAreas:
+def merge_tiles(tiles: NewTiles) -> NewAreas:
     """Return an area for all tiles of one class that share an edge or overlap, holes kept.
 
     Areas that touch at a corner alone stay apart. Edges up to 1 px apart are one, and outlines lie
     on whole pixels, which QuPath keeps exactly; where tiles measure less than 8 px the step is
-    smaller, too. Unclassified tiles belong to no area, nor do areas of fewer than `min_tiles`. An
-    area measures the mean of what its tiles do, "Probability: Tumor (mean)", and counts them. Its
-    id stays the same as long as its outline, class and first tile do.
+    smaller, too. Unclassified tiles belong to no area. An area measures the mean of
+    what its tiles do, "Probability: Tumor (mean)", and counts them. Its id stays the same as long
+    as its outline, class and first tile do.
     """
     order = np.lexsort((tiles.bounds[:, 0], tiles.bounds[:, 1]))
     order = order[tiles.labels[order] != UNCLASSIFIED]
@@ -33,29 +32,22 @@ def merge_tiles(tiles: NewTiles, *, min_tiles: int = 1) -> NewAreas:
         of_class, numbers = _merged(edges[rows])
         area_of[rows] = numbers + len(areas)
         areas.extend(of_class)
-    return _described(tiles, areas, order, area_of, min_tiles)
-
-
-def shape_of(area: Polygon | MultiPolygon) -> str:
-    """Return the text by which an area's outline is known again (``Mark.shape``)."""
-    return shape_text(area.bounds, area.area)
+    return _described(tiles, areas, order, area_of)
 
 
 def _described(
-    tiles: NewTiles, areas: list[Polygon], order: np.ndarray, area_of: np.ndarray, min_tiles: int
+    tiles: NewTiles, areas: list[Polygon], order: np.ndarray, area_of: np.ndarray
 ) -> NewAreas:
     """Return areas with ids, labels and measurements; `area_of` has the area of tiles `order`."""
     counts = np.bincount(area_of, minlength=len(areas))
-    enough = np.flatnonzero(counts >= min_tiles)
-    first = np.unique(area_of, return_index=True)[1][enough]  # tile, from the top, of each area
+    first = np.unique(area_of, return_index=True)[1]  # tile, from the top, of each area
     labels = tiles.labels[order[first]]
-    kept = [areas[number] for number in enough]
-    measurements = {TILES: counts[enough].astype(np.float32)}
+    measurements = {TILES: counts.astype(np.float32)}
     for name, values in tiles.measurements.items():
         sums = np.bincount(area_of, values[order].astype(np.float64), len(areas))
-        measurements[f"{name} (mean)"] = (sums / counts)[enough].astype(np.float32)
-    ids = _ids([tiles.ids[row] for row in order[first]], labels, kept, tiles.classes.names)
-    return NewAreas(tiles.origin, tiles.classes, ids, kept, labels, measurements)
+        measurements[f"{name} (mean)"] = (sums / counts).astype(np.float32)
+    ids = _ids([tiles.ids[row] for row in order[first]], labels, areas, tiles.classes.names)
+    return NewAreas(tiles.origin, tiles.classes, ids, areas, labels, measurements)
 
 
 def _ids(

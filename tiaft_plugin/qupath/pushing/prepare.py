@@ -10,7 +10,7 @@ import numpy as np
 from tiaft_plugin.engine.predictions import TileBlock, TilePredictions, checked_blocks
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.qupath.measurements import measurements_of
-from tiaft_plugin.qupath.names import path_classes
+from tiaft_plugin.qupath.names import as_written, path_classes
 from tiaft_plugin.qupath.objects import UNCLASSIFIED, Classes, NewTiles, Origin
 
 if TYPE_CHECKING:
@@ -97,10 +97,9 @@ def _lie_on(bounds: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.n
 def _indices(classes: Sequence[str], names: tuple[str, ...]) -> list[int]:
     wanted = []
     for name in classes:
-        parts = ": ".join(part.strip() for part in name.split(":"))
-        if parts not in names:
+        if as_written(name) not in names:
             raise TiaftError(f"the model has no class {name!r}, only {', '.join(names)}")
-        wanted.append(names.index(parts))
+        wanted.append(names.index(as_written(name)))
     return wanted
 
 

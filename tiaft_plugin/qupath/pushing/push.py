@@ -1,6 +1,6 @@
 """Tile predictions into the images of a QuPath project, and out of them again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -9,6 +9,7 @@ from pathlib import Path
 from tiaft_plugin.engine.predictions import TilePredictions, predictions_of
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import Stopped, TiaftError
+from tiaft_plugin.files import refuse_unwritable
 from tiaft_plugin.qupath.java.image_data import open_image
 from tiaft_plugin.qupath.marks import image_metadata, metadata_of_model, models_of_metadata
 from tiaft_plugin.qupath.objects import Found, NewAreas, NewTiles
@@ -20,6 +21,7 @@ from tiaft_plugin.qupath.project.project_file import (
     check_writable,
     project_lock,
     read_project,
+    set_image_metadata,
 )
 from tiaft_plugin.qupath.project.writing import rewrite
 from tiaft_plugin.qupath.pushing.merge import merge_tiles
@@ -68,6 +70,14 @@ class Changed:
     reason: str = ""
 
 
+Report = Callable[[Changed], None]
+Prepared = tuple[ImageEntry, NewTiles | NewAreas, list[str]]
+
+
+def _silent(changed: Changed) -> None:
+    """What hears of changes where nobody does."""
+
+
 def push(
     project: Path | str,
     predictions: Sequence[Path | TilePredictions],
@@ -75,22 +85,34 @@ def push(
     where: Where | None = None,
     *,
     dry_run: bool = False,
-) -> Iterator[Changed]:
+    wait: bool = False,
+    report: Report = _silent,
+) -> list[Changed]:
     """Write predictions (stores, or a sink's) into the images of a project, one after the other.
 
     The model's own earlier objects are replaced, an older grid's too, except those whose class a
     person changed. What is wrong with one slide does not stop the others: its result has a reason.
-    Raises TiaftError for a project that cannot be read or written, Stopped where the disk is full.
+    `report` hears of each as it is done; with `wait`, another run that has the project is waited
+    for. Raises TiaftError for a project that cannot be read or written, Stopped where the disk is
+    full.
     """
     found = _open(project, dry_run)
-    with nullcontext() if dry_run else project_lock(found):
+    changes = []
+    done: dict[tuple[int, str], str] = {}
+    with nullcontext() if dry_run else project_lock(found, wait=wait):
+        found = read_project(project)  # another run may have had it until now
         for each in predictions:
             try:
-                yield _push(found, _read(each), how or How(), where or Where(), dry_run)
+                ready = prepare(found, _read(each), how or How(), where or Where())
+                _refuse_second(done, ready, str(each) if isinstance(each, Path) else _name(each))
+                changed = _push(found, *ready, dry_run)
             except Stopped:
                 raise
             except TiaftError as error:
-                yield Changed(_name(each), reason=str(error))
+                changed = Changed(_name(each), reason=str(error))
+            report(changed)
+            changes.append(changed)
+    return changes
 
 
 def push_by_script(
@@ -106,7 +128,9 @@ def push_by_script(
     `added` counts the objects in the files: what they replace is known when a script runs. Raises
     as `push`.
     """
-    found = _open(project, dry_run)
+    found = read_project(project)
+    for folder in () if dry_run else ("tiaft", "scripts"):
+        refuse_unwritable(found.path.parent / folder / "any")
     changes: list[Changed] = []
 
     def prepared() -> Iterator[tuple[ImageEntry, NewTiles | NewAreas]]:
@@ -128,12 +152,15 @@ def push_by_script(
     return changes
 
 
-def remove(project: Path | str, model: str, *, dry_run: bool = False) -> Iterator[Changed]:
+def remove(
+    project: Path | str, model: str, *, dry_run: bool = False, report: Report = _silent
+) -> list[Changed]:
     """Take a model's objects out of every image, except those whose class a person changed.
 
     `model` is its name or the beginning of its SHA-256. Raises TiaftError where no image has any.
     """
     found = _open(project, dry_run)
+    changes = []
     with nullcontext() if dry_run else project_lock(found):
         sha256 = _meant(found, model)
         for entry in found.images:
@@ -144,18 +171,18 @@ def remove(project: Path | str, model: str, *, dry_run: bool = False) -> Iterato
             except TiaftError as error:
                 changed = Changed(entry.name, reason=str(error))
             if changed is not None:
-                yield changed
+                report(changed)
+                changes.append(changed)
+    return changes
 
 
 def read_predictions(path: Path) -> TilePredictions:
-    """Read a prediction store as a push takes it. Raises TiaftError."""
-    store = read_store(path)
+    """Read a prediction store as a push takes it: whole, by its checksums. Raises TiaftError."""
+    store = read_store(path, verify=True)
     return predictions_of(store, Path(store.facts["slide"]["name"]))
 
 
-def prepare(
-    project: Project, predictions: TilePredictions, how: How, where: Where
-) -> tuple[ImageEntry, NewTiles | NewAreas, list[str]]:
+def prepare(project: Project, predictions: TilePredictions, how: How, where: Where) -> Prepared:
     """Return the image that predictions belong to, the objects to write, and what to know of them.
 
     Needs no Java. Raises TiaftError.
@@ -183,10 +210,25 @@ def _open(project: Path | str, dry_run: bool) -> Project:
     return found
 
 
+def _refuse_second(done: dict[tuple[int, str], str], ready: Prepared, name: str) -> None:
+    """Raise TiaftError for a model's second predictions of an image, which replace the first."""
+    entry, new, _ = ready
+    key = entry.id, new.origin.sha256
+    if key in done:
+        raise TiaftError(
+            f"{done[key]} has {new.origin.model}'s objects of {entry.name} already, which {name} "
+            "would replace: push one of the two"
+        )
+    done[key] = name
+
+
 def _push(
-    project: Project, predictions: TilePredictions, how: How, where: Where, dry_run: bool
+    project: Project,
+    entry: ImageEntry,
+    new: NewTiles | NewAreas,
+    notes: Sequence[str],
+    dry_run: bool,
 ) -> Changed:
-    entry, new, notes = prepare(project, predictions, how, where)
     origin = new.origin
     with rewrite(project, entry, dry_run=dry_run) as writing:
         image = open_image(entry)
@@ -219,9 +261,11 @@ def _remove(project: Project, entry: ImageEntry, sha256: str, dry_run: bool) -> 
         plan = plan_remove(found, sha256)
         if not len(plan.remove) and not len(plan.corrected) and not told:
             return None
-        if not dry_run:
+        if not dry_run and len(plan.remove):
             image.remove(plan.remove)
             writing.save(image, classes=[], forget=told, metadata={})
+        elif not dry_run:
+            set_image_metadata(project.path, entry.id, {}, told)
     return _changed(entry, found, plan)
 
 

@@ -19,6 +19,11 @@ from tiaft_plugin.qupath.project.project_file import (
 from tiaft_plugin.qupath.pushing.push import Where
 
 
+def is_project(path: Path) -> bool:
+    """Whether there is a project already: a file, or a folder with anything in it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
 def add_slides(
     project: Path,
     predictions: Sequence[TilePredictions],
@@ -27,29 +32,30 @@ def add_slides(
     slides: Sequence[Path] = (),
     where: Where | None = None,
     dry_run: bool = False,
-) -> list[str]:
-    """Add the slides of predictions that a project lacks; return a line for each, for people.
+) -> list[tuple[TilePredictions, Path]]:
+    """Add the slides of predictions that a project lacks; return which, with their files.
 
     `slides` are files, or folders that are searched for files of the predictions' names. With
     `create`, a project that is not there is made. Raises TiaftError; a slide that is not among
     `slides` is left for the push to name.
     """
     files = [file for path in slides for file in _files_in(path)]
-    lines = []
-    if not project.exists() and create:
-        lines.append(f"{project}: {'a new project would be made' if dry_run else 'a new project'}")
-        if not dry_run:
-            create_project(project)
-    if not project.exists() and dry_run:
-        wanted = [found for each in predictions if (found := _file_of(each, files))]
-    else:
-        found_project = read_project(project)
-        wanted = _missing(found_project, predictions, files, where or Where())
-        if wanted and not dry_run:
-            check_writable(found_project)
-            with project_lock(found_project):
-                _add(found_project, wanted)
-    return lines + [f"{file}: {'would be added' if dry_run else 'added'}" for file in wanted]
+    if create and not is_project(project):
+        found = _with_files(predictions, files)
+        if not found:
+            raise TiaftError(f"{project} would have no image: name the slides with --slides")
+        if dry_run:
+            return found
+        create_project(project)
+    there = read_project(project)
+    if dry_run:
+        return _missing(there, predictions, files, where or Where())
+    check_writable(there)
+    with project_lock(there):  # and read again: another run may just have added them
+        missing = _missing(read_project(project), predictions, files, where or Where())
+        if missing:
+            _add(there, list(dict.fromkeys(file for _, file in missing)))
+    return missing
 
 
 def _missing(
@@ -57,17 +63,23 @@ def _missing(
     predictions: Iterable[TilePredictions],
     files: Sequence[Path],
     where: Where,
-) -> list[Path]:
+) -> list[tuple[TilePredictions, Path]]:
     missing = []
     for each in predictions:
         try:
             match_predictions(project, each, where.moved, where.images)
         except NotInProjectError:
-            if (file := _file_of(each, files)) and file not in missing:
-                missing.append(file)
+            missing.append(each)
         except TiaftError:
             continue  # ambiguous, or of another size: the push says so
-    return missing
+    return _with_files(missing, files)
+
+
+def _with_files(
+    predictions: Iterable[TilePredictions], files: Sequence[Path]
+) -> list[tuple[TilePredictions, Path]]:
+    found = ((each, _file_of(each, files)) for each in predictions)
+    return [(each, file) for each, file in found if file is not None]
 
 
 def _add(project: Project, slides: Sequence[Path]) -> None:
