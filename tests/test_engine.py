@@ -474,7 +474,7 @@ def test_a_measurement_of_a_plugin_reaches_the_sinks(tiny_model, slide, tmp_path
         (["extract", "s.svs", "--model", "nobody", "--out", "o"], 2, "no model 'nobody'"),
         (["extract", "s.svs", "--model", "no.safetensors", "--out", "o"], 2, "no such model file"),
         (["extract", "--model", "m", "--out", "o"], 2, "Missing argument"),
-        (["predict", "s.svs", "--model", "m", "--out", "o", "--to", "x"], 2, "no sink x"),
+        (["predict", "s.svs", "--model", "m", "--out", "o", "--to", "x"], 2, "no sink 'x'"),
         (["extract", "s.svs", "--model", "m", "--out", "o", "--mpp", "0"], 2, "0.0 is not in"),
         (
             ["extract", "s.svs", "--model", "m", "--out", "o", "--mask-class", "T"],

@@ -13,7 +13,6 @@ from tiaft_plugin.cli.options import (
     device_option,
     map_option,
     together,
-    workers_option,
 )
 from tiaft_plugin.errors import TiaftError
 
@@ -99,8 +98,29 @@ slide_options = together(
         help="CSV table with columns slide,patient: noted in the stores.",
     ),
     stain_options,
+    click.option(
+        "--stain-scope",
+        type=click.Choice(["tile", "slide"]),
+        default="tile",
+        show_default=True,
+        help="Estimate the stains of each tile by itself, or once of the whole slide.",
+    ),
     batch_size_option(32),
-    workers_option,
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        help="auto: bfloat16 where the device has it and 64 tiles of the slide give what float32 "
+        "gives.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads that read tiles ahead of the network.",
+    ),
     device_option,
     click.option(
         "--overwrite", is_flag=True, help="Replace results of these slides that stand in the way."
@@ -116,18 +136,7 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
     out: Path = options["out"]
     chosen = named_sinks(sinks)
     jobs = _jobs(options)
-    engine = make_engine(
-        kind,
-        options["model"],
-        resolution=options["resolution"],
-        stride=options["stride"],
-        min_tissue=options["min_tissue"],
-        auto_mask=not options["no_mask"],
-        batch_size=options["batch_size"],
-        workers=options["workers"],
-        device=options["device"],
-        stain=stain_of(options),
-    )
+    engine = make_engine(kind, options["model"], **engine_options(options))
     failed = 0
     for result in run_slides(engine, jobs, out, sinks=chosen, overwrite=options["overwrite"]):
         if result.status == "failed":
@@ -135,20 +144,33 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
             click.echo(f"FAILED {result.slide}: {result.reason}", err=True)
         else:
             again = " (was there already)" if result.status == "exists" else ""
-            note = f"; {result.note}" if result.note else ""
-            click.echo(f"{result.slide.name}: {result.tiles} tiles -> {result.store}{again}{note}")
+            told = "".join(f"; {text}" for text in (result.note, result.speed) if text)
+            click.echo(f"{result.slide.name}: {result.tiles} tiles -> {result.store}{again}{told}")
     click.echo(f"{len(jobs) - failed} of {len(jobs)} slides done; summary in {out / 'summary.csv'}")
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def engine_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return `make_engine`'s arguments."""
+    names = ("resolution", "stride", "min_tissue", "batch_size", "workers", "device", "precision")
+    return {
+        **{name: options[name] for name in names},
+        "auto_mask": not options["no_mask"],
+        "stain": stain_of(options),
+    }
 
 
 def stain_of(options: dict[str, Any]) -> Any:
     """Return the stain normalisation that --stain and --stain-target ask for, or None."""
     from tiaft_plugin.tiles.stain import make_stain
 
+    scope = options.get("stain_scope", "tile")
     if options["stain_target"] and not options["stain"]:
         raise click.UsageError("--stain-target needs --stain")
-    return make_stain(options["stain"], options["stain_target"])
+    if scope != "tile" and not options["stain"]:
+        raise click.UsageError("--stain-scope needs --stain")
+    return make_stain(options["stain"], options["stain_target"], scope)
 
 
 def _jobs(options: dict[str, Any]) -> list[Any]:
@@ -167,7 +189,7 @@ def _jobs(options: dict[str, Any]) -> list[Any]:
     return [
         SlideJob(
             slide,
-            within or _mask(masks.get(slide), options["mask_class"]),
+            within or mask_of(masks.get(slide), options["mask_class"]),
             options["mpp"],
             patient_of(slide, patients),
         )
@@ -194,7 +216,8 @@ def _within(options: dict[str, Any]) -> Any:
     return ProjectMask(options["project"], options["within"], tuple(options["moved"]))
 
 
-def _mask(path: Path | None, classes: Sequence[str]) -> Any:
+def mask_of(path: Path | None, classes: Sequence[str]) -> Any:
+    """Return a mask as an engine takes it: an image, or the regions of a GeoJSON file."""
     if path is None or path.suffix.lower() not in (".geojson", ".json"):
         if classes and path is not None:
             raise TiaftError(f"{path}: --mask-class needs GeoJSON, this is an image")

@@ -24,16 +24,24 @@ from tiatoolbox.wsicore.wsireader import WSIReader
 from torch.utils.data import DataLoader, Sampler
 
 from tiaft_plugin.engine import facts, store
+from tiaft_plugin.engine.compute import Compute
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.naming import store_path
-from tiaft_plugin.engine.prepare import Prepare, PreparedTiles, Stain
+from tiaft_plugin.engine.precision import TRIED_ON, earned
+from tiaft_plugin.engine.prepare import Prepare, Stain
+from tiaft_plugin.engine.reading import TileReading
 from tiaft_plugin.engine.slides import has_tissue, open_slide, tissue_fractions
+from tiaft_plugin.engine.work import Work
 from tiaft_plugin.errors import SlidesFailed, Stopped, TiaftError, reason
 from tiaft_plugin.files import DISK_ERRORS, locked
+from tiaft_plugin.finetune.precision import PRECISIONS
 from tiaft_plugin.network.weights import sha256_of_weights
 from tiaft_plugin.progress import progress
+from tiaft_plugin.tiles.slide_stain import FittedMacenko, SlideMacenko, sample_tiles
 from tiaft_plugin.tiles.stain import Normalise, agreed_stain
 from tiaft_plugin.zoo.models import BatchOutput, TileModel, model_from_file
+
+_SEED = 0  # of which tiles a slide's stains are estimated
 
 
 class StoreEngine(PatchPredictor):
@@ -48,13 +56,26 @@ class StoreEngine(PatchPredictor):
     min_tissue = 0.0  # tiles with less tissue than this fraction are left out
     auto_mask = True
 
-    def __init__(self, model: Any, *args: Any, stain: Stain | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        model: Any,
+        *args: Any,
+        stain: Stain | SlideMacenko | None = None,
+        precision: str = "float32",
+        **kwargs: Any,
+    ):
         ioconfig = None
         if isinstance(model, str | Path) and Path(model).suffix == ".safetensors":
             model, ioconfig = model_from_file(Path(model), view=self.view)
         super().__init__(model, *args, **kwargs)
         if ioconfig is not None:
             self.ioconfig = self._ioconfig = ioconfig
+        if precision not in ("auto", *PRECISIONS):
+            raise TiaftError(
+                f"there is no precision {precision}: there is auto, {', '.join(PRECISIONS)}"
+            )
+        self.precision = precision
+        self._computes: dict[tuple, Compute] = {}
         own = getattr(self._bare_model(), "stain", None)
         self.stain = agreed_stain(own, stain, self.model_facts["name"]) if own else stain
 
@@ -84,7 +105,8 @@ class StoreEngine(PatchPredictor):
 
     def prepare(self, preprocess: Callable) -> Prepare:
         """Return what makes of a tile, as read, the model's input and what is kept beside."""
-        return Prepare(preprocess, self.stain, colour=self.kind == "features")
+        stain = None if isinstance(self.stain, SlideMacenko) else self.stain
+        return Prepare(preprocess, stain, colour=self.kind == "features")
 
     def _one_slide(
         self, job: SlideJob, out: Path, taken: dict[Path, Path], *, overwrite: bool
@@ -93,29 +115,104 @@ class StoreEngine(PatchPredictor):
         if callable(job.mask):
             job = replace(job, mask=job.mask(reader))
         dataset, tissue = self._tiles_of(reader, job)
-        about = self._describe(job, reader, dataset)
-        tiles = PreparedTiles(dataset, self.prepare(dataset.preproc_func))
-        path = store_path(out, job.slide, about["slide"]["fingerprint"], taken)
+        compute, prepare = self._compute_of(dataset)
+        dataset.preproc_func = None  # `prepare` does that
+        # Reading opens the slide for itself: threads must not share one position in one file.
+        dataset.reader = None
+        reading = TileReading(dataset, workers=max(1, self.num_workers))
+        fingerprint = facts.slide_facts(job.slide, reader)["fingerprint"]
+        path = store_path(out, job.slide, fingerprint, taken)
         with locked(path, wait=False):
-            group = self._open_store(path, about, tiles, tissue, overwrite=overwrite)
+            begun = None if overwrite else store.begun(path)
+            found = {}
+            if isinstance(self.stain, SlideMacenko):
+                fitted = self._stain_of(self.stain, reading, begun)
+                prepare.stain = fitted.tile
+                found = {"seed": _SEED, "stain_found": fitted.found}
+            compute, trial = self._in_precision(compute, prepare, reading, begun)
+            about = self._describe(job, reader, dataset, compute, trial) | found
+            group = self._open_store(
+                path, about, reading, compute, prepare, tissue, overwrite=overwrite
+            )
             chunks = range(group["chunk_crc32"].shape[0])
             missing = [number for number in chunks if not store.is_written(group, number)]
+            speed = ""
             if missing:
-                self._write_chunks(group, tiles, missing, job.slide.name)
+                speed = self._write_chunks(
+                    group, reading, compute, prepare, missing, job.slide.name
+                )
             note = _note(group)
-        return SlideResult(job.slide, "done" if missing else "exists", path, len(tiles), note=note)
+        return SlideResult(
+            job.slide, "done" if missing else "exists", path, len(dataset), note=note, speed=speed
+        )
+
+    def _compute_of(self, dataset: Any) -> tuple[Compute, Prepare]:
+        """Return the model ready for tiles of a slide, and what makes its input of them."""
+        height, width = (int(side) for side in np.broadcast_to(dataset.patch_input_shape, 2))
+        preprocess = dataset.preproc_func
+        key = height, width, self.batch_size, str(self.device), id(self.model)
+        if key not in self._computes:
+            self._computes = {
+                key: Compute(
+                    self._bare_model(),
+                    self.device,
+                    batch_size=self.batch_size,
+                    tile_shape=(height, width),
+                    preprocess=preprocess,
+                )
+            }
+        compute = self._computes[key]
+        return compute, self.prepare(ModelABC.preproc if compute.takes_uint8 else preprocess)
+
+    def _in_precision(
+        self,
+        compute: Compute,
+        prepare: Prepare,
+        reading: TileReading,
+        begun: dict[str, Any] | None,
+    ) -> tuple[Compute, dict[str, Any] | None]:
+        """Return the model in the precision that is wanted, or earned on this slide's own tiles."""
+        if self.precision != "auto":
+            return compute.at(self.precision), None
+        if begun is not None:  # what was begun is ended in the same
+            return compute.at(begun["precision"]), begun.get("precision_trial")
+        count = len(reading.dataset)
+        rows = sorted({round(i) for i in np.linspace(0, count - 1, min(TRIED_ON, count))})
+        [(_, batch)] = reading.read([rows], prepare.batch)
+        found = earned(compute, batch["image"])
+        return compute.at(found.precision), found.facts
+
+    def _stain_of(
+        self, stain: SlideMacenko, reading: TileReading, begun: dict[str, Any] | None
+    ) -> FittedMacenko:
+        """Return the slide's own stains; those that a store was begun with stay."""
+        if begun is not None and begun.get("stain_found"):
+            return stain.again(begun["stain_found"])
+
+        def read(row: int) -> np.ndarray:
+            [(_, tiles)] = reading.read([[row]])
+            return tiles[0]
+
+        return stain.fit(sample_tiles(read, len(reading.dataset), _SEED))
 
     def _open_store(
-        self, path: Path, about: dict, tiles: PreparedTiles, tissue: np.ndarray, *, overwrite: bool
+        self,
+        path: Path,
+        about: dict,
+        reading: TileReading,
+        compute: Compute,
+        prepare: Prepare,
+        tissue: np.ndarray,
+        *,
+        overwrite: bool,
     ) -> Any:
-        first = tiles.first()
-        outputs = self.outputs_of(torch.as_tensor(np.asarray(first.pop("image")))[None])
+        [(_, first)] = reading.read([[0]], prepare.batch)
         return store.open_for_writing(
             path,
             about,
-            tiles.coordinates,
+            reading.dataset.inputs,
             tissue,
-            width=outputs.shape[1],
+            width=compute(first.pop("image")).shape[1],
             beside=list(first),
             overwrite=overwrite,
         )
@@ -152,28 +249,43 @@ class StoreEngine(PatchPredictor):
         return dataset, tissue[enough]
 
     def _write_chunks(
-        self, group: Any, tiles: PreparedTiles, missing: list[int], name: str
-    ) -> None:
+        self,
+        group: Any,
+        reading: TileReading,
+        compute: Compute,
+        prepare: Prepare,
+        missing: list[int],
+        name: str,
+    ) -> str:
+        """Write chunks; return how fast, and what it was bound by."""
         size = store.facts_of(group)["chunk_rows"]
         kept = store.beside_of(store.facts_of(group))
-        chunks = [range(len(tiles))[store.chunk_slice(number, size)] for number in missing]
-        batches = ChunkBatches(chunks, self.batch_size)
-        loader = iter(DataLoader(tiles, batch_sampler=batches, num_workers=self.num_workers))
-        total = sum(map(len, chunks))
-        with progress(total, name, wanted=self.verbose) as bar:
+        chunks = [range(len(reading.dataset))[store.chunk_slice(n, size)] for n in missing]
+        work = Work(reading, compute, prepare)
+        made = work.batches(ChunkBatches(chunks, self.batch_size))
+        with progress(sum(map(len, chunks)), name, wanted=self.verbose) as bar:
             for number, rows in zip(missing, chunks, strict=True):
                 outputs: list[np.ndarray] = []
                 beside: dict[str, list[np.ndarray]] = {name: [] for name in kept}
                 for _ in range(0, len(rows), self.batch_size):
-                    batch = next(loader)
-                    outputs.append(self.outputs_of(batch["image"]))
+                    values, batch = next(made)
+                    outputs.append(values)
                     for name in kept:
-                        beside[name].append(batch[name].numpy())
-                    bar.update(len(outputs[-1]))
+                        beside[name].append(batch[name])
+                    bar.update(len(values))
                 joined = {name: np.concatenate(parts) for name, parts in beside.items()}
-                store.write_chunk(group, number, np.concatenate(outputs), joined)
+                with work.writing():
+                    store.write_chunk(group, number, np.concatenate(outputs), joined)
+        return work.told()
 
-    def _describe(self, job: SlideJob, reader: WSIReader, dataset: Any) -> dict[str, Any]:
+    def _describe(
+        self,
+        job: SlideJob,
+        reader: WSIReader,
+        dataset: Any,
+        compute: Compute,
+        trial: dict[str, Any] | None,
+    ) -> dict[str, Any]:
         """Return the store's attributes (docs/formats.md)."""
         mask = facts.mask_facts(job.mask, self.auto_mask)
         settings = {
@@ -183,7 +295,7 @@ class StoreEngine(PatchPredictor):
             "classes": self._class_names(),
             "grid": facts.grid_facts(self._ioconfig, dataset, mask, self.min_tissue),
             "scale_to_baseline": facts.scale_to_baseline(reader, dataset),
-            "precision": "float32",
+            "precision": compute.precision,
             "stain_normalisation": getattr(self.stain, "facts", None),
             **self._task(),
         }
@@ -195,6 +307,8 @@ class StoreEngine(PatchPredictor):
             threads=torch.get_num_threads(),
             device=str(self.device),
             versions=facts.versions(),
+            compute={k: v for k, v in compute.facts.items() if k != "precision"},
+            **({"precision_trial": trial} if trial else {}),
         )
 
     @cached_property
@@ -225,6 +339,8 @@ class StoreEngine(PatchPredictor):
         """Return TIAToolbox's loader; of tiles alone (patch mode), with stains normalised."""
         loader = super().get_dataloader(*args, **kwargs)
         if self.stain is not None and kwargs.get("patch_mode", True):
+            if isinstance(self.stain, SlideMacenko):
+                raise TiaftError("tiles alone have no slide to find stains of: scope='tile'")
             dataset: Any = loader.dataset
             dataset.preproc_func = Prepare(dataset.preproc_func, self.stain).image
         return loader

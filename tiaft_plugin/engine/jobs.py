@@ -36,7 +36,8 @@ class SlideJob:
 class SlideResult:
     """What became of a slide: `status` is "done", "exists" or "failed" (then with a reason).
 
-    `note` says what is to be known of one that did not fail.
+    `note` says what is to be known of one that did not fail, `speed` how fast it was computed, and
+    what bounded that.
     """
 
     slide: Path
@@ -46,6 +47,7 @@ class SlideResult:
     seconds: float = 0.0
     reason: str = ""
     note: str = ""
+    speed: str = ""
 
 
 def match_masks(slides: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:

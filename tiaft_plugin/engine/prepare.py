@@ -29,6 +29,11 @@ class Prepare:
             beside["colour"] = colour_features(tile[None])[0]
         return {"image": self.preprocess(tile), **beside}
 
+    def batch(self, tiles: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the same of tiles (n, H, W, 3), each an array of n."""
+        made = [self(tile) for tile in tiles]
+        return {name: np.stack([np.asarray(each[name]) for each in made]) for name in made[0]}
+
     def image(self, tile: np.ndarray) -> Any:
         """Return the image alone: what TIAToolbox takes for preprocessing."""
         return self(tile)["image"]

@@ -11,6 +11,7 @@ from tiaft_plugin.engine.sinks import Outlet, write_sinks
 from tiaft_plugin.engine.summary import add_to_summary, read_summary
 from tiaft_plugin.errors import TiaftError, reason
 from tiaft_plugin.network.device import pick_device
+from tiaft_plugin.tiles.slide_stain import SlideMacenko
 
 
 def make_engine(
@@ -24,12 +25,14 @@ def make_engine(
     batch_size: int = 32,
     workers: int = 0,
     device: str = "auto",
-    stain: Stain | None = None,
+    stain: Stain | SlideMacenko | None = None,
+    precision: str = "float32",
 ) -> FeatureExtractor | TilePredictor:
     """Make an engine for ``features`` or ``predictions``, ready to `process` slides.
 
     `model` is a name or a model file. `resolution` (µm/px) and `stride` (px at that resolution)
-    replace the model's; `stain` is `tiles.stain.make_stain`'s. Raises TiaftError.
+    replace the model's; `precision` may be ``auto`` (`engine.precision.earned`); `stain` is
+    `tiles.stain.make_stain`'s. Raises TiaftError.
     """
     engine_class = {"features": FeatureExtractor, "predictions": TilePredictor}[kind]
     argument = _model_argument(model, kind)
@@ -40,6 +43,7 @@ def make_engine(
             num_workers=workers,
             device=str(pick_device(device)),
             stain=stain,
+            precision=precision,
         )
     except TiaftError:
         raise

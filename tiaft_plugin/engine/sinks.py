@@ -32,7 +32,7 @@ def named_sinks(names: Iterable[str]) -> list[Outlet]:
     Raises TiaftError for unknown ones, clashing files, and a target that is missing or too many.
     """
     known = collect("register_sinks")
-    outlets = []
+    outlets: list[Outlet] = []
     for asked in dict.fromkeys(names):
         name, given, target = asked.partition("=")
         if name not in known:

@@ -32,7 +32,7 @@ BESIDE: dict[str, tuple[tuple[int, ...], str]] = {  # a row's shape and dtype
     "normalised": ((), "bool"),
 }
 Group = Any  # zarr.Group, whose items zarr types as unions of all they could be
-_CIRCUMSTANCES = ("batch_size", "threads", "device", "versions")
+_CIRCUMSTANCES = ("batch_size", "threads", "device", "versions", "compute")
 _NEEDED = (
     "schema",
     "version",
@@ -179,13 +179,23 @@ def _go_on(path: Path, facts: dict[str, Any]) -> Group:
     if _hash_of_tiles(group["coordinates"][:], group["tissue"][:]) != facts["tiles_sha256"]:
         raise TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
     noted = {**found, "patient": facts["patient"] or found["patient"]}
-    now = {name: facts[name] for name in _CIRCUMSTANCES}
+    now = {name: facts[name] for name in _CIRCUMSTANCES if name in facts}
     last = {**found, **(found["resumed"] or [{}])[-1]}
-    if count_missing(group) and any(last[name] != now[name] for name in _CIRCUMSTANCES):
+    if count_missing(group) and any(last.get(name) != value for name, value in now.items()):
         noted["resumed"] = [*found["resumed"], now]
     if noted != found:
         group.attrs["tiaft"] = noted
     return group
+
+
+def begun(path: Path | None) -> dict[str, Any] | None:
+    """Return the attributes of a sound store that is there, complete or not; None otherwise."""
+    if path is None or not path.exists():
+        return None
+    try:
+        return facts_of(open_sound(path))
+    except TiaftError:
+        return None
 
 
 def write_chunk(
