@@ -2,12 +2,9 @@
 
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -210,35 +207,6 @@ def test_tiles_go_to_other_processes_with_the_slide_closed(tiny_model, slide):
 
 
 # Interruption
-
-
-@pytest.mark.slow
-def test_kill_9_then_the_same_command_ends_bit_identical(tiny_model, slide, tmp_path):
-    def command(out):
-        options = ["--model", tiny_model, "--out", out, "--stride", 11, "--batch-size", 16]
-        return ["extract", slide, *options, "--stain", "macenko"]
-
-    start = [sys.executable, "-c", "from tiaft_plugin.cli import main; main()"]
-    process = subprocess.Popen([*start, *map(str, command(tmp_path / "killed"))])
-    path = tmp_path / "killed" / "colon.ome.zarr"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and list(path.glob("features/c/[1-9]/0")):
-            break
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    with pytest.raises(TiaftError, match="is incomplete"):
-        read_store(path)
-    assert tiaft(*command(tmp_path / "killed")).returncode == 0
-    assert tiaft(*command(tmp_path / "whole")).returncode == 0
-    killed = read_store(path, verify=True)
-    whole = read_store(tmp_path / "whole" / "colon.ome.zarr", verify=True)
-    np.testing.assert_array_equal(killed.values[:], whole.values[:])
-    np.testing.assert_array_equal(killed.colour[:], whole.colour[:])
-    np.testing.assert_array_equal(killed.normalised[:], whole.normalised[:])
-    np.testing.assert_array_equal(killed.coordinates[:], whole.coordinates[:])
-    assert killed.facts == whole.facts
 
 
 @pytest.mark.parametrize(("resolution", "warned"), [(0.5, True), (0.985, False), (2.0, False)])

@@ -59,7 +59,7 @@ cohort_options = together(
 )
 
 
-@click.group()
+@click.group(short_help="Extract or predict a table of slides, on many workers.")
 def cohort() -> None:
     """Extract or predict many slides, listed in a table, on many workers.
 

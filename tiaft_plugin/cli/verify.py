@@ -11,7 +11,7 @@ _COLOURS = {"PASS": "green", "SKIP": "yellow", "FAIL": "red"}
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Check that stores are whole, and true to their slides.")
 @click.argument("stores", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--slide",
