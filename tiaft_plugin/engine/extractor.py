@@ -27,7 +27,6 @@ from tiaft_plugin.engine import facts, store
 from tiaft_plugin.engine.compute import Compute
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.naming import store_path
-from tiaft_plugin.engine.precision import TRIED_ON, earned
 from tiaft_plugin.engine.prepare import Prepare, Stain
 from tiaft_plugin.engine.reading import TileReading
 from tiaft_plugin.engine.slides import has_tissue, open_slide, tissue_fractions
@@ -37,11 +36,9 @@ from tiaft_plugin.files import DISK_ERRORS, locked
 from tiaft_plugin.finetune.precision import PRECISIONS
 from tiaft_plugin.network.weights import sha256_of_weights
 from tiaft_plugin.progress import progress
-from tiaft_plugin.tiles.slide_stain import FittedMacenko, SlideMacenko, sample_tiles
+from tiaft_plugin.tiles.slide_stain import SlideMacenko
 from tiaft_plugin.tiles.stain import Normalise, agreed_stain
 from tiaft_plugin.zoo.models import BatchOutput, TileModel, model_from_file
-
-_SEED = 0  # of which tiles a slide's stains are estimated
 
 
 class StoreEngine(PatchPredictor):
@@ -105,8 +102,11 @@ class StoreEngine(PatchPredictor):
 
     def prepare(self, preprocess: Callable) -> Prepare:
         """Return what makes of a tile, as read, the model's input and what is kept beside."""
-        stain = None if isinstance(self.stain, SlideMacenko) else self.stain
-        return Prepare(preprocess, stain, colour=self.kind == "features")
+        return Prepare(preprocess, self._tile_stain, colour=self.kind == "features")
+
+    @property
+    def _tile_stain(self) -> Stain | None:
+        return None if isinstance(self.stain, SlideMacenko) else self.stain
 
     def _one_slide(
         self, job: SlideJob, out: Path, taken: dict[Path, Path], *, overwrite: bool
@@ -120,31 +120,21 @@ class StoreEngine(PatchPredictor):
         # Reading opens the slide for itself: threads must not share one position in one file.
         dataset.reader = None
         reading = TileReading(dataset, workers=max(1, self.num_workers))
+        work = Work(reading, compute, prepare)
         fingerprint = facts.slide_facts(job.slide, reader)["fingerprint"]
         path = store_path(out, job.slide, fingerprint, taken)
         with locked(path, wait=False):
             begun = None if overwrite else store.begun(path)
-            found = {}
-            if isinstance(self.stain, SlideMacenko):
-                fitted = self._stain_of(self.stain, reading, begun)
-                prepare.stain = fitted.tile
-                found = {"seed": _SEED, "stain_found": fitted.found}
-            compute, trial = self._in_precision(compute, prepare, reading, begun)
-            about = self._describe(job, reader, dataset, compute, trial) | found
-            group = self._open_store(
-                path, about, reading, compute, prepare, tissue, overwrite=overwrite
-            )
+            chosen = work.choose_stain(self.stain, begun)
+            chosen |= work.choose_precision(self.precision, begun)
+            about = self._describe(job, reader, dataset, work.compute) | chosen
+            group = self._open_store(path, about, work, tissue, overwrite=overwrite)
             chunks = range(group["chunk_crc32"].shape[0])
             missing = [number for number in chunks if not store.is_written(group, number)]
-            speed = ""
-            if missing:
-                speed = self._write_chunks(
-                    group, reading, compute, prepare, missing, job.slide.name
-                )
+            speed = self._write_chunks(group, work, missing, job.slide.name) if missing else ""
             note = _note(group)
-        return SlideResult(
-            job.slide, "done" if missing else "exists", path, len(dataset), note=note, speed=speed
-        )
+        status = "done" if missing else "exists"
+        return SlideResult(job.slide, status, path, len(dataset), note=note, speed=speed)
 
     def _compute_of(self, dataset: Any) -> tuple[Compute, Prepare]:
         """Return the model ready for tiles of a slide, and what makes its input of them."""
@@ -164,56 +154,17 @@ class StoreEngine(PatchPredictor):
         compute = self._computes[key]
         return compute, self.prepare(ModelABC.preproc if compute.takes_uint8 else preprocess)
 
-    def _in_precision(
-        self,
-        compute: Compute,
-        prepare: Prepare,
-        reading: TileReading,
-        begun: dict[str, Any] | None,
-    ) -> tuple[Compute, dict[str, Any] | None]:
-        """Return the model in the precision that is wanted, or earned on this slide's own tiles."""
-        if self.precision != "auto":
-            return compute.at(self.precision), None
-        if begun is not None:  # what was begun is ended in the same
-            return compute.at(begun["precision"]), begun.get("precision_trial")
-        count = len(reading.dataset)
-        rows = sorted({round(i) for i in np.linspace(0, count - 1, min(TRIED_ON, count))})
-        [(_, batch)] = reading.read([rows], prepare.batch)
-        found = earned(compute, batch["image"])
-        return compute.at(found.precision), found.facts
-
-    def _stain_of(
-        self, stain: SlideMacenko, reading: TileReading, begun: dict[str, Any] | None
-    ) -> FittedMacenko:
-        """Return the slide's own stains; those that a store was begun with stay."""
-        if begun is not None and begun.get("stain_found"):
-            return stain.again(begun["stain_found"])
-
-        def read(row: int) -> np.ndarray:
-            [(_, tiles)] = reading.read([[row]])
-            return tiles[0]
-
-        return stain.fit(sample_tiles(read, len(reading.dataset), _SEED))
-
     def _open_store(
-        self,
-        path: Path,
-        about: dict,
-        reading: TileReading,
-        compute: Compute,
-        prepare: Prepare,
-        tissue: np.ndarray,
-        *,
-        overwrite: bool,
+        self, path: Path, about: dict, work: Work, tissue: np.ndarray, *, overwrite: bool
     ) -> Any:
-        [(_, first)] = reading.read([[0]], prepare.batch)
+        outputs, beside = work.first()
         return store.open_for_writing(
             path,
             about,
-            reading.dataset.inputs,
+            work.reading.dataset.inputs,
             tissue,
-            width=compute(first.pop("image")).shape[1],
-            beside=list(first),
+            width=outputs.shape[1],
+            beside=list(beside),
             overwrite=overwrite,
         )
 
@@ -248,20 +199,11 @@ class StoreEngine(PatchPredictor):
         dataset.inputs = dataset.inputs[enough]
         return dataset, tissue[enough]
 
-    def _write_chunks(
-        self,
-        group: Any,
-        reading: TileReading,
-        compute: Compute,
-        prepare: Prepare,
-        missing: list[int],
-        name: str,
-    ) -> str:
+    def _write_chunks(self, group: Any, work: Work, missing: list[int], name: str) -> str:
         """Write chunks; return how fast, and what it was bound by."""
         size = store.facts_of(group)["chunk_rows"]
         kept = store.beside_of(store.facts_of(group))
-        chunks = [range(len(reading.dataset))[store.chunk_slice(n, size)] for n in missing]
-        work = Work(reading, compute, prepare)
+        chunks = [range(len(work.reading.dataset))[store.chunk_slice(n, size)] for n in missing]
         made = work.batches(ChunkBatches(chunks, self.batch_size))
         with progress(sum(map(len, chunks)), name, wanted=self.verbose) as bar:
             for number, rows in zip(missing, chunks, strict=True):
@@ -279,12 +221,7 @@ class StoreEngine(PatchPredictor):
         return work.told()
 
     def _describe(
-        self,
-        job: SlideJob,
-        reader: WSIReader,
-        dataset: Any,
-        compute: Compute,
-        trial: dict[str, Any] | None,
+        self, job: SlideJob, reader: WSIReader, dataset: Any, compute: Compute
     ) -> dict[str, Any]:
         """Return the store's attributes (docs/formats.md)."""
         mask = facts.mask_facts(job.mask, self.auto_mask)
@@ -308,7 +245,6 @@ class StoreEngine(PatchPredictor):
             device=str(self.device),
             versions=facts.versions(),
             compute={k: v for k, v in compute.facts.items() if k != "precision"},
-            **({"precision_trial": trial} if trial else {}),
         )
 
     @cached_property
@@ -339,10 +275,10 @@ class StoreEngine(PatchPredictor):
         """Return TIAToolbox's loader; of tiles alone (patch mode), with stains normalised."""
         loader = super().get_dataloader(*args, **kwargs)
         if self.stain is not None and kwargs.get("patch_mode", True):
-            if isinstance(self.stain, SlideMacenko):
+            if self._tile_stain is None:
                 raise TiaftError("tiles alone have no slide to find stains of: scope='tile'")
             dataset: Any = loader.dataset
-            dataset.preproc_func = Prepare(dataset.preproc_func, self.stain).image
+            dataset.preproc_func = Prepare(dataset.preproc_func, self._tile_stain).image
         return loader
 
     def _update_run_params(self, images: Any, **kwargs: Any) -> Path | None:

@@ -4,13 +4,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from tiaft_plugin.engine.compute import Compute
-from tiaft_plugin.engine.prepare import Prepare
+from tiaft_plugin.engine.precision import TRIED_ON, earned
+from tiaft_plugin.engine.prepare import Prepare, Stain
 from tiaft_plugin.engine.reading import TileReading
+from tiaft_plugin.tiles.slide_stain import SlideMacenko, sample_tiles
 
+SEED = 0  # of which tiles a slide's stains are found in
 _BOUND = 0.2  # of the time: so much waiting for tiles is worth a remedy
 
 
@@ -20,14 +24,59 @@ class Work:
     def __init__(self, reading: TileReading, compute: Compute, prepare: Prepare):
         self.reading, self.compute, self.prepare = reading, compute, prepare
         self.tiles = 0
-        self._wrote = 0.0
+        self._wrote = self._waited = 0.0
         self._started = time.perf_counter()
-        self._waited = reading.times.waiting  # before this work
+
+    def choose_stain(
+        self, stain: Stain | SlideMacenko | None, begun: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Find the slide's own stains, where these are wanted; return what a store keeps of them.
+
+        A store that was `begun` (its attributes) stays with those it has.
+        """
+        if not isinstance(stain, SlideMacenko):
+            return {}
+        if begun is not None and begun.get("stain_found"):
+            fitted = stain.again(begun["stain_found"])
+        else:
+            fitted = stain.fit(sample_tiles(self._tile, len(self.reading.dataset), SEED))
+        self.prepare.stain = fitted.tile
+        return {"seed": SEED, "stain_found": fitted.found}
+
+    def choose_precision(self, wanted: str, begun: dict[str, Any] | None) -> dict[str, Any]:
+        """Compute in a precision, for ``auto`` in the one that is earned on this slide's own tiles.
+
+        Returns what a store keeps of the trial. A store that was `begun` stays with what it has.
+        """
+        trial: dict[str, Any] | None = None
+        if wanted == "auto" and begun is not None:
+            wanted, trial = begun["precision"], begun.get("precision_trial")
+        elif wanted == "auto":
+            count = len(self.reading.dataset)
+            rows = sorted({round(i) for i in np.linspace(0, count - 1, min(TRIED_ON, count))})
+            [(_, batch)] = self.reading.read([rows], self.prepare.batch)
+            found = earned(self.compute, batch["image"])
+            wanted, trial = found.precision, found.facts
+        self.compute = self.compute.at(wanted)
+        return {"precision_trial": trial} if trial else {}
+
+    def first(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return the output (1, D) of the first tile, and what stands beside it."""
+        [(_, batch)] = self.reading.read([[0]], self.prepare.batch)
+        return self.compute(batch.pop("image")), batch
+
+    def _tile(self, row: int) -> np.ndarray:
+        [(_, tiles)] = self.reading.read([[row]])
+        return tiles[0]
 
     def batches(
         self, rows: Iterable[Sequence[int]]
     ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Give the outputs (n, D) of each batch of rows, and what stands beside them."""
+        """Give the outputs (n, D) of each batch of rows, and what stands beside them.
+
+        Time is counted from here on.
+        """
+        self._started, self._waited = time.perf_counter(), self.reading.times.waiting
         waiting: deque[dict[str, np.ndarray]] = deque()
 
         def images() -> Iterator[np.ndarray]:
