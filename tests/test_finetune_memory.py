@@ -250,7 +250,8 @@ def test_estimate_against_the_peak_of_a_process(precision, checkpointed):
         code = code.replace(name, str(value))
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    assert 0.7 < estimate / float(done.stdout) < 1.5
+    # Too much is safe, and processors differ in what they take; too little would end a training.
+    assert 0.7 < estimate / float(done.stdout) < 2
 
 
 def pretend(monkeypatch, gib: float) -> None:
