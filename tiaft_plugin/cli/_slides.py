@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from tiaft_plugin.cli.options import (
+    CLASSES,
     POSITIVE,
     Finite,
     batch_size_option,
@@ -18,6 +19,15 @@ from tiaft_plugin.errors import TiaftError
 
 model_option = click.option(
     "--model", required=True, metavar="NAME|FILE", help="Model name or model file."
+)
+sinks_option = click.option(
+    "--to",
+    "sinks",
+    default="geojson,annotationstore",
+    show_default=True,
+    type=CLASSES,
+    metavar="A,B",
+    help="What to make of them: geojson, qupath=PROJECT, annotationstore, picture, or a plug-in's.",
 )
 stain_options = together(
     click.option(

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from tiaft_plugin.cli._slides import engine_options, mask_of, slide_options
-from tiaft_plugin.cli.options import CLASSES, together
+from tiaft_plugin.cli._slides import engine_options, mask_of, sinks_option, slide_options
+from tiaft_plugin.cli.options import together
 
 # A table has slides, masks and patients, and workers are processes that each do a slide.
 _OTHERWISE = ("slides", "masks", "patients", "project", "within", "moved", "workers")
@@ -81,15 +81,7 @@ def extract(**options: Any) -> None:
 
 @cohort.command()
 @cohort_options
-@click.option(
-    "--to",
-    "sinks",
-    default="geojson,annotationstore",
-    show_default=True,
-    type=CLASSES,
-    metavar="A,B",
-    help="What to make of them: geojson, qupath=PROJECT, annotationstore, picture, or a plug-in's.",
-)
+@sinks_option
 def predict(sinks: tuple[str, ...], **options: Any) -> None:
     """Predict the class of the tiles of a cohort's slides.
 

@@ -4,21 +4,12 @@ from typing import Any
 
 import click
 
-from tiaft_plugin.cli._slides import run, slide_options
-from tiaft_plugin.cli.options import CLASSES
+from tiaft_plugin.cli._slides import run, sinks_option, slide_options
 
 
 @click.command()
 @slide_options
-@click.option(
-    "--to",
-    "sinks",
-    default="geojson,annotationstore",
-    show_default=True,
-    type=CLASSES,
-    metavar="A,B",
-    help="What to make of them: geojson, qupath=PROJECT, annotationstore, picture, or a plug-in's.",
-)
+@sinks_option
 def predict(sinks: tuple[str, ...], **options: Any) -> None:
     """Predict the class of the tiles of SLIDES.
 
