@@ -17,7 +17,7 @@ from torch import nn
 from torchvision import transforms
 
 from tiaft_plugin.engine import compute as computing
-from tiaft_plugin.engine.compute import Compute, compiling_pays, relative_error
+from tiaft_plugin.engine.compute import Compute, relative_error
 from tiaft_plugin.engine.folding import fold_batchnorm
 from tiaft_plugin.engine.precision import earned, least_cosine
 from tiaft_plugin.engine.preprocessing import on_device
@@ -427,13 +427,6 @@ def test_a_compiled_model_gives_what_it_gives(tiles):
     assert compute.compiled and compute.compile_seconds > 0
     assert relative_error(compute(tiles[:6]), by_itself(model, tiles[:6])) < 1e-5
     assert not compute.at("float32").compiled
-
-
-def test_compiling_pays_on_long_runs():
-    assert not compiling_pays(2_500, 0.03, "cpu")
-    assert compiling_pays(50_000, 0.03, "cpu")
-    assert not compiling_pays(50_000, 0.0004, "cuda")
-    assert not compiling_pays(50_000, 0.03, "mps")
 
 
 @pytest.mark.slow

@@ -28,10 +28,6 @@ TOLERANCE = 1e-5  # relative error of float32 outputs, to those of the model as 
 LEAST_COSINE, LARGEST_ERROR = 0.9995, 0.01  # of bfloat16 outputs, to those in float32
 # Of more tiles than that, what layers hand on no longer stays in a processor's caches.
 TILES_ON_CPU = 8
-COMPILE_SECONDS = 40.0
-# What compiling saves, of the time a tile takes: on a CPU by benchmarks/engine_network.py, on a GPU
-# by timm's published rates of Xception.
-COMPILE_SAVES = {"cpu": 0.08, "cuda": 0.25}
 _THEIRS = (CNNModel, CNNBackbone, TimmModel, TimmBackbone)
 
 
@@ -235,16 +231,6 @@ class Compute:
         if problem:
             self._network, self.compiled = plain, False
             _warn("the model is not compiled: %s", problem)
-
-
-def compiling_pays(tiles: int, seconds_per_tile: float, device: torch.device | str) -> bool:
-    """Return whether compiling saves more than twice what it takes, of a slide of that many tiles.
-
-    Twice, because the gain differs from model to model. To be asked once a slide, of all its tiles,
-    and kept in its store: what is compiled has other last bits.
-    """
-    saved = tiles * seconds_per_tile * COMPILE_SAVES.get(torch.device(device).type, 0.0)
-    return saved > 2 * COMPILE_SECONDS
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
