@@ -29,7 +29,8 @@ class InBatches(Dataset):
     """Our reading in the processes of a DataLoader: each opens the slide, and shares nothing."""
 
     def __init__(self, tiles: Any):
-        self.tiles, self.reading = tiles, None
+        self.tiles = tiles
+        self.reading: Any = None
 
     def __getitems__(self, rows: list[int]) -> np.ndarray:
         """Return tiles (n, H, W, 3)."""
@@ -112,26 +113,38 @@ def tissue(side: int) -> np.ndarray:
     return np.vstack([np.hstack(line) for line in chosen])[:side, :side]
 
 
-def write_slides(folder: Path, side: int) -> list[Path]:
-    """Write slides of `side` px at MPP: SVS-like and OME-TIFF, with small and large tiles."""
+def write_slide(path: Path, pixels: np.ndarray, piece: int, levels: int = 1) -> Path:
+    """Write a slide at MPP in JPEG tiles of `piece` px: OME-TIFF or, as its name says, SVS-like.
+
+    Each of the levels has a quarter of the last one's side.
+    """
+    import cv2
     import tifffile
 
+    svs, (height, width) = path.suffix == ".svs", pixels.shape[:2]
+    about = f"Aperio Image Library\r\n{width}x{height} ({piece}x{piece}) JPEG/RGB|MPP = {MPP}"
+    sizes = {"PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+    units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    first: dict[str, Any] = {"metadata": {"axes": "YXS", **sizes, **units}, "subifds": levels - 1}
+    if svs:
+        first = {"description": about, "metadata": None}
+    options: dict[str, Any] = {"photometric": "rgb", "compression": "jpeg", "tile": (piece, piece)}
+    with tifffile.TiffWriter(path, ome=not svs) as file:
+        file.write(pixels, **options, **first)
+        for level in range(1, levels):
+            size = (width // 4**level, height // 4**level)
+            smaller = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+            file.write(smaller, subfiletype=1, metadata=None, **options)
+    return path
+
+
+def write_slides(folder: Path, side: int) -> list[Path]:
+    """Write slides of `side` px at MPP: SVS-like and OME-TIFF, with small and large tiles."""
     pixels = tissue(side)
-    paths = []
-    for piece in (240, 4096):
-        paths.append(folder / f"{side}-{piece}.svs")
-        about = f"Aperio Image Library\r\n{side}x{side} ({piece}x{piece}) JPEG/RGB|MPP = {MPP}"
-        options = {"photometric": "rgb", "compression": "jpeg"}
-        tifffile.imwrite(
-            paths[-1], pixels, tile=(piece, piece), description=about, metadata=None, **options
-        )
-    for piece in (512, 4096):
-        paths.append(folder / f"{side}-{piece}.ome.tiff")
-        size = {"PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
-        units = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
-        about = {"axes": "YXS", **size, **units}
-        tifffile.imwrite(paths[-1], pixels, tile=(piece, piece), metadata=about, **options)
-    return paths
+    kinds = [(240, "svs"), (4096, "svs"), (512, "ome.tiff"), (4096, "ome.tiff")]
+    return [
+        write_slide(folder / f"{side}-{piece}.{suffix}", pixels, piece) for piece, suffix in kinds
+    ]
 
 
 def main() -> None:

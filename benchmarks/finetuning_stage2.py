@@ -28,10 +28,10 @@ from PIL import Image
 from torch import nn
 
 from tiaft_plugin.finetune.interface import FinetuneJob
-from tiaft_plugin.finetune.precision import pick_precision
 from tiaft_plugin.finetune.run import finetune
 from tiaft_plugin.network import Network, load_model
 from tiaft_plugin.network.create import create_network
+from tiaft_plugin.network.precision import pick_precision
 from tiaft_plugin.tiles.tileset import TileSet, read_tileset
 
 DATA = Path(os.environ.get("TIAFT_DATA", Path(__file__).parents[1] / "../shared/data"))

@@ -263,7 +263,7 @@ def test_a_file_of_another_model_does_not_pass_for_this_one_s(tiny_model, slide,
     common = {"kind": "predictions", "out": tmp_path, "jobs": [SlideJob(slide)]}
     extract(tiny_model, **common, sinks=["geojson"])
     [result] = extract(other, **common, sinks=["annotationstore"])
-    assert "was made with other settings (model)" in result.reason
+    assert "was made with other settings (model: " in result.reason
     [result] = extract(other, **common, sinks=["annotationstore"], overwrite=True)
     assert result.status == "done"
     [result] = extract(other, **common, sinks=["geojson"])

@@ -1,13 +1,17 @@
 """Cohorts: every slide accounted for, whatever happens to the workers."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiaft_plugin import TiaftError
-from tiaft_plugin.engine import cluster, cohort_worker
+from tiaft_plugin.engine import cluster, cohort_worker, parts
 from tiaft_plugin.engine.cohort import TABLE, Cohort
 from tiaft_plugin.engine.cohort_table import (
     CohortLine,
@@ -28,10 +32,11 @@ from tiaft_plugin.engine.cohort_table import (
 )
 from tiaft_plugin.engine.cohort_worker import Plan
 from tiaft_plugin.engine.jobs import SlideJob
+from tiaft_plugin.engine.parts import Part, kept_from_others, opening, parts_of
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import Stopped
 from tiaft_plugin.files import locked
-from tiaft_plugin.tiles.stain import Macenko
+from tiaft_plugin.tiles.stain import Macenko, make_stain
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +204,198 @@ def test_only_the_slide_that_kills_its_workers_is_blamed():
     assert ends == {number: number for number in (0, 2, 3, 4, 5)}
 
 
+def counted(number, path):
+    """A task that notes each time it is run."""
+    with path.open("a") as file:
+        file.write(f"{number}\n")
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_what_was_given_back_is_not_run_again_when_its_worker_dies(tmp_path):
+    import psutil
+
+    with cluster.local_cluster(1) as client:
+        tasks = [(number, tmp_path / "runs") for number in range(3)]
+        for number, pid in cluster.run_tasks(client, counted, tasks, say=lambda text: None):
+            if number == 2:
+                psutil.Process(pid).kill()
+                tasks.append((3, tmp_path / "runs"))  # while it is run, the dead one's would be too
+    assert sorted((tmp_path / "runs").read_text().split()) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_a_part_loses_nothing(slide, tiny_model, tmp_path):
+    import psutil
+
+    jobs, said = [SlideJob(slide)], []
+    settings = {"stride": 9, "auto_mask": False, "precision": "auto"}
+    plan = Plan("features", str(tiny_model), settings, threads=1, prepare=small_chunks)
+    whole, out = tmp_path / "whole", tmp_path / "parts"
+    with cluster.local_cluster(2) as client:
+
+        @contextmanager
+        def workers():
+            yield client
+
+        [result] = Cohort(plan, jobs, whole).run(workers, say=said.append)
+        assert result.status == "done", result.reason
+        run = Cohort(replace(plan, split=500), jobs, out).run(workers, say=said.append)
+        victim = psutil.Process(min(client.run(os.getpid).values()))
+        killed = Thread(target=kill_while_it_writes, args=(victim, out / "colon.ome.zarr"))
+        killed.start()
+        [result] = run
+        killed.join()
+    assert result.status == "done" and "7 parts" in result.speed, result
+    assert any("died: another one goes on" in text for text in said)
+    assert files_of(out / "colon.ome.zarr") == files_of(whole / "colon.ome.zarr")
+
+
+def kill_while_it_writes(worker, path):
+    """Kill a worker once two parts are being written."""
+    deadline = time.monotonic() + 240
+    while len(list(path.glob("features/c/*"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(path.parent.glob(".*.part-*.lock"))) == 2
+    worker.kill()
+
+
+# Large slides, in parts
+
+
+TINY_STRIDE = {"stride": 18, "auto_mask": False, "stain": make_stain("macenko", scope="slide")}
+
+
+def small_chunks():
+    """Let tiny slides have many chunks, in the workers too."""
+    from tiaft_plugin.engine import store
+
+    store.CHUNK_ROWS, store.MARKS = 16, 2
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    from tiaft_plugin.engine import store
+
+    monkeypatch.setattr(store, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(store, "MARKS", 2)
+
+
+def files_of(path):
+    """Return all that a store holds, but for the times, which no two runs have alike."""
+    files = {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    attributes = json.loads(files.pop("zarr.json"))
+    attributes["attributes"].pop("tiaft_timing")
+    return files | {"zarr.json": attributes}
+
+
+@pytest.fixture
+def one(slides, tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text(f"slide\n{slides / 's00.ome.tiff'}\n")
+    return path
+
+
+def test_a_slide_in_parts_has_the_bits_of_a_whole_one(one, tiny_model, tmp_path, at_once, chunks):
+    made(one, tmp_path / "whole", tiny_model, engine=TINY_STRIDE)
+    at_once.clear()
+    out = tmp_path / "parts"
+    result = made(one, out, tiny_model, engine=TINY_STRIDE, split=50)["s00.ome.tiff"]
+    assert len(at_once) == 1 + 5 + 1  # 225 tiles: begun, made in parts, ended
+    assert result.status == "done" and result.tiles == 225
+    assert "5 parts, their times added up" in result.speed
+    assert files_of(out / "s00.ome.zarr") == files_of(tmp_path / "whole" / "s00.ome.zarr")
+    found = read_store(out / "s00.ome.zarr", verify=True)
+    assert found.timing["tiles"] == 225 and found.facts["stain_found"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        TABLE, "s00.ome.zarr", "summary.csv"
+    ]  # fmt: skip
+    at_once.clear()
+    assert made(one, out, tiny_model, engine=TINY_STRIDE)["s00.ome.tiff"].status == "exists"
+    assert not at_once
+
+
+def test_overwriting_begins_a_slide_anew_and_not_each_of_its_parts(
+    one, tiny_model, tmp_path, at_once, chunks
+):
+    settings = {"engine": TINY_STRIDE, "sinks": ("geojson",), "overwrite": True, "split": 50}
+    for _ in range(2):
+        result = made(one, tmp_path / "out", tiny_model, "predictions", **settings)["s00.ome.tiff"]
+        assert result.status == "done", result.reason
+        read_store(result.store, verify=True)
+        assert (tmp_path / "out" / "s00.ome.geojson").exists()
+
+
+def test_what_is_there_of_a_slide_is_not_made_again(
+    one, tiny_model, tmp_path, at_once, chunks, monkeypatch
+):
+    from tiaft_plugin.engine import store
+
+    out, written, write = tmp_path / "out", [], store.write_chunk
+
+    def failing(group, number, *values):
+        if number == 5 and 5 not in written:
+            written.append(5)
+            raise ValueError("a fault in one part")
+        write(group, number, *values)
+        written.append(number)
+
+    monkeypatch.setattr(store, "write_chunk", failing)
+    first = made(one, out, tiny_model, engine=TINY_STRIDE, split=50)["s00.ome.tiff"]
+    assert first.status == "failed" and "a fault in one part" in first.reason
+    with pytest.raises(TiaftError, match=r"is incomplete \(14 of 15 chunks\)"):
+        read_store(out / "s00.ome.zarr")
+    at_once.clear()
+    written[:] = [5]
+    assert made(one, out, tiny_model, engine=TINY_STRIDE, split=50)["s00.ome.tiff"].status == "done"
+    assert written == [5, 5] and len(at_once) == 1  # one chunk is left: no parts of that
+
+
+@pytest.mark.parametrize("chunks_of", [range(0, 4), None])
+def test_a_part_and_the_whole_keep_each_other_off(tmp_path, monkeypatch, chunks_of):
+    monkeypatch.setattr(parts, "_PATIENCE", 0.1)
+    path, busy = tmp_path / "s*[1].zarr", "another run is working on it"
+    part, other = Part(path, range(0, 4)), Part(path, range(4, 8))
+    with kept_from_others(path, Part(path, chunks_of) if chunks_of else None):
+        if chunks_of:
+            with kept_from_others(path, other):
+                pass
+            with pytest.raises(TiaftError, match=busy), kept_from_others(path, None):
+                pass
+            with pytest.raises(TiaftError, match=busy), kept_from_others(path, part):
+                pass
+        else:
+            with (
+                kept_from_others(path, part),
+                pytest.raises(TiaftError, match=busy),
+                opening(path, part),
+            ):
+                pass
+    with kept_from_others(path, None), kept_from_others(tmp_path / "s1.zarr", part):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_never_makes_a_store(slide, tiny_model, tmp_path):
+    from tiaft_plugin.engine.run import make_engine
+
+    engine = make_engine("features", str(tiny_model), **TINY_STRIDE)
+    job = SlideJob(slide, part=Part(tmp_path / "gone.zarr", range(0, 2)))
+    [result] = engine.process([job], tmp_path, overwrite=True)
+    assert result.status == "failed" and "gone.zarr is not there any more" in result.reason
+    assert not (tmp_path / "gone.zarr").exists()
+
+
+@given(st.sets(st.integers(0, 300), min_size=1).map(sorted), st.integers(1, 9), st.integers(1, 99))
+def test_parts_hold_what_is_missing_once_and_share_no_file(missing, block, most):
+    parts = parts_of(missing, block=block, most=most)
+    assert sum(number in part for part in parts for number in missing) == len(missing)
+    assert all(any(number in part for number in missing) for part in parts)
+    assert all(part.start % block == part.stop % block == 0 for part in parts)
+    assert all(one.stop <= other.start for one, other in pairwise(parts))
+    assert len(parts) <= -(-len(missing) // most)
+
+
 # What is left to do
 
 
@@ -253,7 +450,7 @@ def test_other_settings_are_refused_slide_by_slide(two, tiny_model, tmp_path, at
     assert at_once == []  # the size of batches decides nothing
     refused = made(two, out, tiny_model, engine={"stride": 16})
     assert len(at_once) == 2
-    assert "was made with other settings (grid)" in refused["s00.ome.tiff"].reason
+    assert "was made with other settings (stride: 32×32 → 16×16)" in refused["s00.ome.tiff"].reason
     anew = made(two, out, tiny_model, engine={"stride": 16}, overwrite=True)
     assert {result.status for result in anew.values()} == {"done"}
 

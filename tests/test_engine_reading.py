@@ -265,6 +265,9 @@ class Failing:
                 raise self.error
         return self.source.tiles(rows)
 
+    def fetching(self):
+        return self.source.fetching()
+
 
 def broken(*_, **__):
     raise RuntimeError("broken")

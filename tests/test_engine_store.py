@@ -96,10 +96,47 @@ def test_other_settings_do_not_mix(tmp_path):
     path = tmp_path / "s.zarr"
     make(path)
     model = {"name": "other", "sha256": "b" * 64}
-    with pytest.raises(TiaftError, match=r"was made with other settings \(model\).*--overwrite"):
+    text = r"made with other settings \(model: m \(aaaaaaaa…\) → other \(bbbbbbbb…\)\): .*--over"
+    with pytest.raises(TiaftError, match=text):
         make(path, model=model)
     make(path, model=model, overwrite=True)
     assert store.read_store(path).facts["model"] == model
+
+
+OTHERS = {
+    "precision: float32 → bfloat16": {"precision": "bfloat16"},
+    "stride: 10×10 → 5×5": {"grid": {**SETTINGS["grid"], "stride": [5, 5]}},
+    "mask: none → sha256:cccccccc…": {"grid": {**SETTINGS["grid"], "mask": "sha256:" + "c" * 64}},
+    "stain normalisation name: none → macenko; stain normalisation target: none → reference": {
+        "stain_normalisation": {"name": "macenko", "target": "reference"}
+    },
+    "slide fingerprint: ffffffff… → eeeeeeee…; slide mpp: 0.5, 0.5 → 0.25, 0.25": {
+        "slide": {**SETTINGS["slide"], "name": "t.svs", "fingerprint": "e" * 64, "mpp": [0.25] * 2}
+    },
+    "scale to baseline: 2, 2 → 4, 4": {"scale_to_baseline": [4.0, 4.0]},
+    "task: none → multilabel": {"task": "multilabel"},
+}
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_what_differs_is_shown_old_and_new(tmp_path, text):
+    make(tmp_path / "s.zarr", 5)
+    with pytest.raises(TiaftError) as refused:
+        make(tmp_path / "s.zarr", 5, **OTHERS[text])
+    assert f"s.zarr was made with other settings ({text}): choose" in str(refused.value)
+
+
+def test_long_lists_of_classes_are_cut(tmp_path):
+    classes = [f"class {number}" for number in range(30)]
+    make(tmp_path / "s.zarr", 5, kind="predictions", classes=list("abcd"))
+    with pytest.raises(TiaftError, match=r"\(classes: a, b, c, d → class 0, .{50}…\): choose"):
+        make(tmp_path / "s.zarr", 5, kind="predictions", classes=classes)
+
+
+def test_other_tiles_of_the_same_settings_are_no_damage(tmp_path):
+    make(tmp_path / "s.zarr", 5)
+    with pytest.raises(TiaftError, match="has other tiles than grid and mask give now"):
+        make(tmp_path / "s.zarr", 6)
 
 
 def test_a_new_name_for_the_same_slide_or_model_is_the_same_store(tmp_path):

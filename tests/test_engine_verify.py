@@ -18,7 +18,7 @@ from tiaft_plugin.engine.run import make_engine
 from tiaft_plugin.engine.verify import find_slide, verify_store
 from tiaft_plugin.tiles.stain import make_stain
 
-CHECKS = ["schema", "complete", "content", "settings", "shape", "grid"]
+CHECKS = ["schema", "complete", "content", "settings", "timing", "shape", "grid"]
 WITH_SLIDE = [*CHECKS, "slide", "coverage", "model", "tiles"]
 CIRCUMSTANCES = {"batch_size": 8, "threads": 1, "device": "cpu", "versions": {}}
 GRID = {**SETTINGS["grid"], "mask": "none", "min_tissue": 0.0}
@@ -69,7 +69,7 @@ def rebuilt(path, group, coordinates, tissue):
 def test_a_sound_store_passes_without_its_slide(tmp_path):
     make(tmp_path / "s.zarr", **ROW)
     found = verify_store(tmp_path / "s.zarr")
-    assert statuses(found) == {**dict.fromkeys(CHECKS, "PASS"), "tiles": "SKIP"}
+    assert statuses(found) == {**dict.fromkeys(CHECKS, "PASS"), "timing": "SKIP", "tiles": "SKIP"}
     assert found[-1].text == "made again only with the slide, s.svs (--slide)"
 
 

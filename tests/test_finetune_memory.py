@@ -12,7 +12,7 @@ from conftest import TINY, run_python
 from torch import nn
 
 from tiaft_plugin import TiaftError
-from tiaft_plugin.finetune import memory, precision
+from tiaft_plugin.finetune import memory
 from tiaft_plugin.finetune.memory import (
     Need,
     blocks,
@@ -21,15 +21,15 @@ from tiaft_plugin.finetune.memory import (
     free_memory,
     measure_need,
 )
-from tiaft_plugin.finetune.precision import (
+from tiaft_plugin.network import create_network, precision
+from tiaft_plugin.network.backbone import create_backbone
+from tiaft_plugin.network.precision import (
     environment,
     has_bfloat16,
     memory_format,
     pick_precision,
     slow_bfloat16,
 )
-from tiaft_plugin.network import create_network
-from tiaft_plugin.network.backbone import create_backbone
 
 CPU = torch.device("cpu")
 GIB = 2**30

@@ -107,6 +107,38 @@ def test_a_plateau_halves_and_then_ends_the_stage(job):
     assert rates == pytest.approx([2.1e-6] * 3 + [1.05e-6] * 2)
 
 
+def test_named_modules_of_part_a_stay_frozen(job):
+    """BatchNorm statistics and all; what is above them trains."""
+    one = replace(job, recipe="graziani", epochs=(1,), lrs=(1e-2,), augment=())
+    result = run_stages(replace(one, options={"frozen": "conv_stem, bn1,blocks.0"}))
+    init = run_stages(replace(one, out=job.out.parent / "none", epochs=(0,)))
+    after, before = (part(load_model(r.model).state_dict(), "part_a") for r in (result, init))
+    moved = {key for key in after if not torch.equal(after[key], before[key])}
+    bottom = ("part_a.conv_stem.", "part_a.bn1.", "part_a.blocks.0.")
+    assert moved and not any(key.startswith(bottom) for key in moved)
+    assert moved | {key for key in after if key.startswith(bottom)} == set(after)
+    assert read_card(result.model).training["frozen"] == "conv_stem, bn1,blocks.0"
+
+
+def test_a_module_that_there_is_not_cannot_be_frozen(job):
+    message = "setting frozen: test_efficientnet has no module layer9: it has conv_stem, bn1, "
+    with pytest.raises(TiaftError, match=message):
+        run_stages(replace(job, options={"frozen": "bn1,layer9"}))
+    assert not job.out.exists()
+
+
+def test_part_a_may_learn_more_slowly(job):
+    """Adam's first step is the learning rate, whatever the gradient."""
+    one = replace(job, recipe="graziani", epochs=(1,), lrs=(1e-3,), augment=(), batch_size=18)
+    one = replace(one, options={"part_a_lr": 0.1, "optimizer": "adam", "schedule": "constant"})
+    init = run_stages(replace(one, out=job.out.parent / "none", epochs=(0,)))
+    after, before = (load_model(r.model).state_dict() for r in (run_stages(one), init))
+    steps = {key: (after[key] - before[key]).abs().max().item() for key in after if "weight" in key}
+    for name, step in (("part_a.", 1e-4), ("part_b.", 1e-3)):
+        found = [value for key, value in steps.items() if key.startswith(name)]
+        assert max(found) == pytest.approx(step, rel=0.05)
+
+
 def test_one_stage_trains_all_and_leaves_one_model(job):
     one = replace(job, recipe="graziani", epochs=(2,), lrs=(1e-2,), augment=())
     result = run_stages(one)

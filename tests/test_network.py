@@ -18,11 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from tiaft_plugin import hookimpl
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.network import (
     Card,
     Network,
+    create_network,
     init_part_a,
     load_model,
     read_card,
@@ -31,7 +34,8 @@ from tiaft_plugin.network import (
 )
 from tiaft_plugin.network.backbone import create_backbone, default_normalisation
 from tiaft_plugin.network.card import METADATA_KEY, card_from_json
-from tiaft_plugin.network.weights import sha256_of_weights
+from tiaft_plugin.network.weights import fill_part_a, sha256_of_weights
+from tiaft_plugin.plugins import plugin_manager
 
 SMALL = "mobilenetv3_small_050"
 SIZE = 64  # px
@@ -168,6 +172,65 @@ def test_a_tile_gives_the_same_in_any_batch(net):
 def test_backbones_that_cannot_be_built_are_refused(backbone, args, text):
     with pytest.raises(TiaftError, match=text):
         create_backbone(backbone, SIZE, args)
+
+
+class Stranger:
+    """A plug-in with one backbone, and one that is timm's without its last block."""
+
+    def __init__(self, width=3):
+        self.width = width
+
+    @hookimpl
+    def create_backbone(self, name, args):
+        if name == f"{SMALL}:short":
+            part = create_backbone(SMALL, SIZE)
+            del part.blocks[-1]
+            return part
+        backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        backbone.num_features = self.width
+        return {"means": backbone, "wrong": nn.Identity()}.get(name)
+
+
+@pytest.fixture
+def stranger():
+    plugin = Stranger()
+    plugin_manager().register(plugin, name="stranger")
+    yield plugin
+    plugin_manager().unregister(plugin)
+
+
+def test_a_plugin_s_backbone_is_rebuilt_from_its_file(stranger, tmp_path):
+    """create_backbone, the hook."""
+    net = create_network("means", CLASSES, init="random", tile_size=SIZE)
+    path = save_model(net, tmp_path / "m.safetensors")
+    torch.testing.assert_close(load_model(path)(some_tiles()), net(some_tiles()))
+    with pytest.raises(TiaftError, match=r"no ImageNet weights of means: pass --init FILE or rand"):
+        create_network("means", CLASSES)
+    with pytest.raises(TiaftError, match=r"'wrong' is no module with a width, num_features"):
+        create_backbone("wrong", SIZE)
+    plugin_manager().unregister(stranger)
+    with pytest.raises(TiaftError, match=r"m.safetensors: timm has no backbone 'means', nor has a"):
+        load_model(path)
+    plugin_manager().register(stranger, name="stranger")
+
+
+def test_a_part_of_a_backbone_takes_its_weights_and_normalisation(stranger, tmp_path):
+    whole = create_network(SMALL, CLASSES, init="random", tile_size=SIZE, mean=(0.1, 0.2, 0.3))
+    path = save_model(whole, tmp_path / "whole.safetensors")
+    part = create_network(f"{SMALL}:short", CLASSES, init=str(path), tile_size=SIZE)
+    assert part.card.mean == (0.1, 0.2, 0.3)
+    weights = whole.part_a.state_dict()
+    assert all(
+        torch.equal(value, weights[name]) for name, value in part.part_a.state_dict().items()
+    )
+    assert default_normalisation("resnet18:x") == default_normalisation("resnet18")
+    other = save_model(network("resnet10t"), tmp_path / "other.safetensors")
+    with pytest.raises(TiaftError, match="its backbone is resnet10t"):
+        init_part_a(part, str(other))
+    tensors = {**load_file(path), "part_a.nobody.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "odd.safetensors")
+    with pytest.raises(TiaftError, match="has no part_a.nobody.weight"):
+        fill_part_a(part, tensors, tmp_path / "odd.safetensors")
 
 
 def test_normalisation_of_a_backbone_is_that_of_its_weights():

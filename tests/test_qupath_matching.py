@@ -313,13 +313,13 @@ def frames() -> st.SearchStrategy[Frame]:
 def test_there_and_back_is_where_it_began(frame, boxes, scale):
     corners = np.array(boxes, dtype=np.float64).reshape(-1, 2, 2) * scale
     bounds = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-    for forth, back in ((frame.to_image, frame.to_slide), (frame.to_slide, frame.to_image)):
-        there = forth(bounds)
-        assert there.shape == bounds.shape and there.dtype == np.float64
-        assert (back(there) == bounds).all()
-        sides = bounds[:, 2:] - bounds[:, :2]
-        turned = sides[:, ::-1] if frame.rotation % 180 else sides
-        assert (there[:, 2:] - there[:, :2] == turned).all()
+    there = frame.to_image(bounds)
+    assert there.shape == bounds.shape and there.dtype == np.float64
+    back = [frame.geometry_to_slide(shapely.box(*box)).bounds for box in there]
+    assert (np.reshape(back, (-1, 4)) == bounds).all()
+    sides = bounds[:, 2:] - bounds[:, :2]
+    turned = sides[:, ::-1] if frame.rotation % 180 else sides
+    assert (there[:, 2:] - there[:, :2] == turned).all()
 
 
 @given(frame=frames(), x=st.floats(-1e6, 1e6), y=st.floats(-1e6, 1e6), side=st.floats(1, 1e4))
@@ -327,12 +327,10 @@ def test_shapes_go_where_boxes_go(frame, x, y, side):
     ring = shapely.box(x, y, x + side, y + 2 * side)
     hole = shapely.box(x + side / 4, y + side / 4, x + side / 2, y + side / 2)
     shape = shapely.MultiPolygon([ring - hole])
-    there = frame.geometry_to_image(shape)
-    assert np.allclose(there.bounds, frame.to_image(np.array([shape.bounds]))[0], atol=1e-6)
+    there = frame.geometry_to_slide(shape)
+    assert np.allclose(frame.to_image(np.array([there.bounds]))[0], shape.bounds, atol=1e-6)
     assert there.area == pytest.approx(shape.area, rel=1e-6)
     assert len(there.geoms[0].interiors) == 1
-    back = frame.geometry_to_slide(there)
-    assert shapely.equals_exact(back, shape, tolerance=1e-6)
 
 
 def test_the_whole_slide_is_the_whole_image():

@@ -118,14 +118,12 @@ def test_a_project_is_read_from_its_folder_or_its_file(project):
         assert found.path == project
         assert found.version == "0.6.0"
         assert found.classes == (("Tumor", -3670016),)  # what QuPath writes for 200, 0, 0
-        entry = found.image(2)
+        entry = found.images[1]
         assert (entry.name, entry.size, entry.mpp) == ("image 2", (400, 300), (0.25, 0.5))
         assert (entry.rotation, entry.kind, entry.odd) == (0, "uri", "")
         assert entry.data == project.parent / "data/2/data.qpdata"
         assert entry.path == Path("/slides/slide.svs")
         assert entry.file_name == "slide.svs"
-    with pytest.raises(TiaftError, match=r"project\.qpproj has no image 7$"):
-        found.image(7)
 
 
 def test_another_name_of_a_project_file_is_found_and_several_are_named(project):
@@ -697,7 +695,7 @@ def test_images_are_added_with_ids_that_nobody_ever_had(project, tmp_path):
     found = read_project(project)
     assert [entry.id for entry in found.images] == [1, 2, 7, 8]
     assert [entry.name for entry in found.images][2:] == ["x", "y"]
-    assert (found.image(8).folder / "server.json").read_text() == "y"
+    assert (found.images[3].folder / "server.json").read_text() == "y"
     assert read(project)["lastID"] == 8
     assert add_entries(project, [image(1)], [tmp_path / "no data yet"]) == [9]
     with pytest.raises(ValueError, match=r"1 folders for 2 images"):
@@ -787,7 +785,7 @@ def test_killed_at_any_moment_a_project_is_whole(project, tmp_path, moment):
     assert run.exitcode == -signal.SIGKILL
     found = read_project(project.parent)
     assert [entry.id for entry in found.images][:2] == [1, 2]
-    metadata = found.image(1).metadata
+    metadata = found.images[0].metadata
     assert not metadata or len(metadata["long"]) == 100_000
     for entry in found.images[2:]:
         assert (entry.folder / "server.json").read_text() == "added"
@@ -877,7 +875,7 @@ def test_a_file_that_somebody_changed_is_seen(project):
 
 
 def test_an_image_that_qupath_was_saving_when_it_was_stopped_is_refused(project):
-    entry = read_project(project).image(1)
+    entry = read_project(project).images[0]
     refuse_half_saved(entry)
     entry.folder.mkdir(parents=True)
     (entry.folder / "data.qpdata.bkp").touch()

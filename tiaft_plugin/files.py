@@ -68,16 +68,16 @@ def write_folder_atomically(path: Path | str, *, overwrite: bool = False) -> Ite
 
 
 @contextmanager
-def locked(path: Path | str, *, wait: bool) -> Iterator[None]:
+def locked(path: Path | str, *, wait: bool | float) -> Iterator[None]:
     """Keep other processes away from `path` while the block runs; a killed one lets go by itself.
 
-    Raises TiaftError if another has it and `wait` is False.
+    Raises TiaftError if another has it, at once or after `wait` seconds; with True never.
     """
     from filelock import FileLock, Timeout  # takes a tenth of a second to import
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.parent / f".{path.name}.lock", timeout=-1 if wait else 0)
+    lock = FileLock(path.parent / f".{path.name}.lock", timeout=-1 if wait is True else float(wait))
     try:
         lock.acquire()
     except Timeout as error:

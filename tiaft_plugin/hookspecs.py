@@ -56,6 +56,14 @@ def register_aggregators(register):
 
 
 @hookspec
+def register_concepts(register):
+    """Add concepts: ``register(name, measure)``, for ``tiaft interpret concepts --concepts NAME``.
+
+    ``measure(tile)`` returns one number for a uint8 tile (H, W, 3), or NaN where it has none.
+    """
+
+
+@hookspec
 def register_sinks(register):
     """Add places that tile predictions go to: ``register(name, write, suffix=".ext")``.
 
@@ -107,5 +115,18 @@ def choose_augmentation(stage, tile_size):
 
 
 @hookspec
-def measure_tiles(slide, tiles):
-    """Return measurements to add to tiles on their way to a sink: ``{name: (n,) floats}``."""
+def measure_tiles(slide, tiles, store):
+    """Return measurements to add to tiles on their way to a sink: ``{name: (n,) floats}``.
+
+    `store` is the path of the store they come from.
+    """
+
+
+@hookspec(firstresult=True)
+def create_backbone(name, tile_size, args):
+    """Return a backbone that timm does not have, with random weights, or None; first wins.
+
+    It is a torch module that makes features (N, ``num_features``) of normalised tiles
+    (N, 3, H, W). A model file says its `name` and `args`, and both must always give the same
+    network. ``NAME:CHANGE`` takes mean, std and weights, by their names, of backbone NAME.
+    """

@@ -13,13 +13,11 @@ from tiaft_plugin.cli.options import (
     batch_size_option,
     device_option,
     map_option,
+    model_option,
     together,
 )
 from tiaft_plugin.errors import TiaftError
 
-model_option = click.option(
-    "--model", required=True, metavar="NAME|FILE", help="Model name or model file."
-)
 sinks_option = click.option(
     "--to",
     "sinks",
@@ -125,6 +123,13 @@ slide_options = together(
         "gives.",
     ),
     click.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        help="Compile the network first: takes up to a minute or two, and pays for some networks "
+        "(docs/performance.md).",
+    ),
+    click.option(
         "--workers",
         type=click.IntRange(min=1),
         default=1,
@@ -163,9 +168,9 @@ def run(kind: str, sinks: Sequence[str], options: dict[str, Any]) -> None:
 
 def engine_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return `make_engine`'s arguments."""
-    names = ("resolution", "stride", "min_tissue", "batch_size", "workers", "device", "precision")
+    names = ("resolution", "stride", "min_tissue", "batch_size", "workers", "device")
     return {
-        **{name: options[name] for name in names},
+        **{name: options[name] for name in (*names, "precision", "compiled")},
         "auto_mask": not options["no_mask"],
         "stain": stain_of(options),
     }

@@ -11,6 +11,7 @@ import click
 from tiaft_plugin.cli._slides import engine_options, mask_of, sinks_option, slide_options
 from tiaft_plugin.cli.options import together
 
+SPLIT = 20_000  # tiles: minutes of one worker
 # A table has slides, masks and patients, and workers are processes that each do a slide.
 _OTHERWISE = ("slides", "masks", "patients", "project", "within", "moved", "workers")
 
@@ -55,6 +56,15 @@ cohort_options = together(
         type=click.IntRange(min=1),
         help="Threads of each worker that compute [default: an equal share of this computer's "
         "processors; with --cluster, as each worker's environment says].",
+    ),
+    click.option(
+        "--split",
+        type=click.IntRange(min=0),
+        default=SPLIT,
+        show_default=True,
+        metavar="TILES",
+        help="Have slides of more tiles made in parts of about so many, by several workers; 0: "
+        "never.",
     ),
 )
 
@@ -108,6 +118,7 @@ def _run(kind: str, sinks: tuple[str, ...], options: dict[str, Any]) -> None:
         engine_options({**options, "workers": options["readers"]}),
         sinks,
         threads,
+        split=(options["split"] or None) if address or processes > 1 else None,
         overwrite=options["overwrite"],
         prepare=quiet_tiatoolbox,
     )

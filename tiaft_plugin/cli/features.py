@@ -5,8 +5,14 @@ from typing import Any
 
 import click
 
-from tiaft_plugin.cli._slides import model_option, stain_of, stain_options
-from tiaft_plugin.cli.options import POSITIVE, batch_size_option, device_option, workers_option
+from tiaft_plugin.cli._slides import stain_of, stain_options
+from tiaft_plugin.cli.options import (
+    POSITIVE,
+    batch_size_option,
+    device_option,
+    model_option,
+    workers_option,
+)
 
 
 @click.command(short_help="Compute features of labelled tiles, for probes.")

@@ -19,6 +19,8 @@ from tiaft_plugin.cli.options import (
     section,
     seed_option,
     settings,
+    truncate_option,
+    truncated,
     weights_options,
     workers_option,
 )
@@ -91,6 +93,7 @@ _DATA = section(
 _NETWORK = section(
     "Network",
     backbone_option("the init file's, or the recipe's"),
+    truncate_option,
     weights_options,
     hidden_option(None),
     pixel_options,
@@ -258,7 +261,7 @@ def finetune(tiles: Path, **job: Any) -> None:
     from tiaft_plugin.finetune.run import finetune_tiles
 
     quiet_tiatoolbox()
-    result = finetune_tiles(tiles, **job, say=partial(click.echo, err=True))
+    result = finetune_tiles(tiles, **truncated(job), say=partial(click.echo, err=True))
     click.echo(result.summary + "\n")
     files = {
         "model": result.model,

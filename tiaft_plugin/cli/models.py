@@ -5,7 +5,14 @@ from typing import Any
 
 import click
 
-from tiaft_plugin.cli.options import CLASSES, POSITIVE, network_options, seed_option, together
+from tiaft_plugin.cli.options import (
+    CLASSES,
+    POSITIVE,
+    network_options,
+    seed_option,
+    together,
+    truncated,
+)
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _CARD_OPTIONS = together(
@@ -144,6 +151,7 @@ def create(file: Path, classes: tuple[str, ...], **options: Any) -> None:
     from tiaft_plugin.files import refuse_existing
     from tiaft_plugin.network import create_network, save_model
 
+    options = truncated(options)
     overwrite = options.pop("overwrite")
     if not overwrite:
         refuse_existing(file)

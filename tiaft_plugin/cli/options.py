@@ -143,8 +143,18 @@ def backbone_option(default: str) -> Callable:
         "--backbone",
         metavar="NAME",
         show_default=default,
-        help="Any timm backbone.",
+        help="Any timm backbone, or a plug-in's.",
     )
+
+
+def truncated(job: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a command with ``--truncate`` made part of the backbone's name."""
+    job = dict(job)
+    if (cut := job.pop("truncate")) is not None:
+        if not job["backbone"]:
+            raise click.UsageError("--truncate CUT needs --backbone NAME, which it cuts off")
+        job["backbone"] = f"{job['backbone']}:{cut}"
+    return job
 
 
 def hidden_option(default: str | None) -> Callable:
@@ -181,6 +191,9 @@ map_option = click.option(
     metavar="OLD=NEW",
     help="Folder of slides as the project has it, and where it is now; may be repeated.",
 )
+model_option = click.option(
+    "--model", required=True, metavar="NAME|FILE", help="Model name or model file."
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, …"
 )
@@ -208,6 +221,12 @@ weights_options = together(
         help="Weights of the backbone (Part A) to begin with; Part B is random.",
     ),
 )
+truncate_option = click.option(
+    "--truncate",
+    metavar="CUT",
+    help="Keep the backbone up to here only, as --backbone NAME:CUT does; "
+    "`tiaft truncate cuts NAME` lists cuts.",
+)
 pixel_options = together(
     click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Of pixels scaled to 0…1."),
     click.option(
@@ -220,6 +239,7 @@ pixel_options = together(
 )
 network_options = together(
     backbone_option("the init file's, or legacy_xception"),
+    truncate_option,
     weights_options,
     hidden_option("2048"),
     pixel_options,

@@ -11,7 +11,7 @@ from tiaft_plugin.errors import TiaftError
 _NOTES = 5  # of a slide that are printed
 
 
-_tile_options = together(
+_size_options = together(
     click.option(
         "--tile-size",
         type=click.IntRange(min=1),
@@ -24,6 +24,8 @@ _tile_options = together(
         metavar="UM_PER_PX",
         help="Their resolution [default: the corrected tiles', with --corrections-of].",
     ),
+)
+grid_options = together(
     click.option(
         "--min-coverage",
         type=Finite(0, 1, min_open=True),
@@ -38,17 +40,19 @@ _tile_options = together(
         help="Step between tiles [default: the tile size].",
     ),
 )
-_class_options = together(
+label_options = together(
     click.option(
         "--class",
         "renamed",
         multiple=True,
         metavar="OLD=NEW",
-        help="Call a class of QuPath's so in the tile set; may be repeated.",
+        help="Call a class of the annotations' so in the tile set; may be repeated.",
     ),
     click.option(
         "--classes", type=CLASSES, metavar="A,B", help="Take tiles of these (new) classes only."
     ),
+)
+_correction_options = together(
     click.option(
         "--corrections-of",
         metavar="NAME|SHA256",
@@ -66,6 +70,8 @@ _place_options = together(
         "and those beside GeoJSON files].",
     ),
     map_option,
+)
+slide_options = together(
     click.option(
         "--slide-mpp",
         type=POSITIVE,
@@ -89,9 +95,12 @@ _place_options = together(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the tiles.",
 )
-@_tile_options
-@_class_options
+@_size_options
+@grid_options
+@label_options
+@_correction_options
 @_place_options
+@slide_options
 @click.option("--overwrite", is_flag=True, help="Replace the tiles of an earlier pull.")
 @click.option("--dry-run", is_flag=True, help="Say what would be cut; do nothing.")
 def pull(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
@@ -103,33 +112,35 @@ def pull(sources: tuple[Path, ...], out: Path, **options: Any) -> None:
     and pull.json, which says what gave no tile.
     """
     from tiaft_plugin.cli._logging import quiet_tiatoolbox
-    from tiaft_plugin.qupath.names import as_written
     from tiaft_plugin.qupath.pulling.asked import How, Where
-    from tiaft_plugin.qupath.pulling.labels import Labels
     from tiaft_plugin.qupath.pulling.pull import pull as pull_tiles
 
     quiet_tiatoolbox()
     if options["corrections_only"] and not options["corrections_of"]:
         raise click.UsageError("--corrections-only needs --corrections-of")
-    wanted = options["classes"]
-    if wanted == ():
-        raise click.UsageError("--classes names no class")
     how = How(
         options["tile_size"],
         options["mpp"],
         options["stride"],
         options["min_coverage"],
-        Labels(
-            _renamed(options["renamed"]),
-            None if not wanted else frozenset(map(as_written, wanted)),
-        ),
+        labels_of(options["renamed"], options["classes"]),
         options["corrections_of"],
         not options["corrections_only"],
     )
     where = Where(options["slides"], options["moved"], options["slide_mpp"], options["patients"])
     dry_run = options["dry_run"]
     results = pull_tiles(sources, out, how, where, overwrite=options["overwrite"], dry_run=dry_run)
-    _report(results, out, dry_run)
+    report_pulled(results, out, dry_run)
+
+
+def labels_of(renamed: tuple[str, ...], wanted: tuple[str, ...] | None) -> Any:
+    """Return the `Labels` that ``--class`` and ``--classes`` ask for; may be a usage error."""
+    from tiaft_plugin.qupath.names import as_written
+    from tiaft_plugin.qupath.pulling.labels import Labels
+
+    if wanted == ():
+        raise click.UsageError("--classes names no class")
+    return Labels(_renamed(renamed), frozenset(map(as_written, wanted)) if wanted else None)
 
 
 def _renamed(texts: tuple[str, ...]) -> dict[str, str]:
@@ -145,7 +156,7 @@ def _renamed(texts: tuple[str, ...]) -> dict[str, str]:
     return renamed
 
 
-def _report(results: list[Any], out: Path, dry_run: bool) -> None:
+def report_pulled(results: list[Any], out: Path, dry_run: bool) -> None:
     """Print a line for each slide; fail with 1 if one failed."""
     totals: dict[str, int] = {}
     for result in results:

@@ -44,9 +44,9 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def verify(ctx: click.Context, stores: tuple[Path, ...], **options: Any) -> None:
     """Check STORES, or folders of them: PASS, FAIL or SKIP for each check, with the reason.
 
-    Without --slide: schema, completeness, checksums, settings, shapes and grid. With it, also
-    whether a tile is missing, and whether tiles drawn at random come out the same again. The exit
-    code is 1 if a store fails.
+    Without --slide: schema, completeness, checksums, settings, timing, shapes and grid. With it,
+    also whether a tile is missing, and whether tiles drawn at random come out the same again. The
+    exit code is 1 if a store fails.
     """
     from tiaft_plugin.engine.export import stores_in
     from tiaft_plugin.engine.verify import verify_store

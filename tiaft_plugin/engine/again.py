@@ -11,6 +11,7 @@ import numpy as np
 from tiaft_plugin.engine import store
 from tiaft_plugin.engine.facts import mask_facts
 from tiaft_plugin.engine.slides import fingerprint, open_slide, tissue_fractions
+from tiaft_plugin.engine.store_tiles import dataset_of
 from tiaft_plugin.errors import TiaftError, reason
 
 # How far a tile's values may lie from those made again in float32, as norm of the difference over
@@ -187,17 +188,7 @@ class Again:
 
     def _dataset(self, mask: Any, auto: bool) -> Any:
         """Return TIAToolbox's tiles of the slide, as the engine would get them."""
-        from tiatoolbox.models.dataset import WSIPatchDataset
-
-        return WSIPatchDataset(
-            self.reader,
-            input_mask=mask,
-            patch_input_shape=self.grid["tile_size"],
-            stride_shape=self.grid["stride"],
-            resolution=self.grid["resolution"],
-            units=self.grid["units"],
-            auto_get_mask=auto,
-        )
+        return dataset_of(self.reader, self.grid, mask, auto)
 
     def _mask(self) -> tuple[Any, bool]:
         """Return the mask that the store was made with, and whether TIAToolbox finds it."""

@@ -38,7 +38,7 @@ def write_annotation_store(predictions: TilePredictions, path: Path) -> None:
                 ) from error
 
 
-class _Store(SQLiteStore):
+class Store(SQLiteStore):
     """TIAToolbox's store without two faults.
 
     TIAToolbox switches on loadable SQLite extensions, which many a Python is built without, only
@@ -48,17 +48,19 @@ class _Store(SQLiteStore):
 
     @staticmethod
     def compile_options() -> list[str]:
+        """Return SQLite's compile options."""
         with closing(sqlite3.connect(":memory:")) as connection:
             return [option for (option,) in connection.execute("pragma compile_options")]
 
     def close(self) -> None:
+        """Close the store; a second time does nothing."""
         if getattr(self, "cons", None):
             super().close()
 
 
 @contextmanager
 def _new_store(path: Path) -> Iterator[SQLiteStore]:
-    store = _Store(path, compression_level=1)
+    store = Store(path, compression_level=1)
     # The file is temporary: a journal would protect nothing and could be left beside it.
     store.con.execute("PRAGMA journal_mode=OFF")
     store.con.execute("PRAGMA synchronous=OFF")

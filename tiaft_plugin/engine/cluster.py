@@ -89,48 +89,90 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """Run ``function(*task)`` for each task on the workers; give (number, what it returned).
 
-    A task whose worker dies is run again on another. One whose workers died again is a suspect,
-    and may be innocent: dask blames all that a worker had before it. Suspects are run at the end,
-    one by one; the result of one that ends its workers even then is the error. Raises Stopped
-    where the scheduler is gone.
+    Tasks that are added to `tasks` meanwhile are run before those that wait. A task whose worker
+    dies is run again on another. One whose workers died again is a suspect, and may be innocent:
+    dask blames all that a worker had before it. Suspects are run at the end, one by one; the
+    result of one that ends its workers even then is the error. Raises Stopped where the scheduler
+    is gone.
     """
+    given = _Given(client, function, tasks)
+    suspects: list[int] = []
+    alone: list[int] = []
     with _deaths_said(client, say):
-        suspects: list[int] = []
-        for number, result in _run(client, function, dict(enumerate(tasks))):
-            if _is_killed(result):
-                suspects.append(number)
-            else:
+        while True:
+            for number, result in given.ends(alone):
+                if _is_killed(result) and number not in alone:
+                    suspects.append(number)
+                else:
+                    yield number, result
+            if not suspects:
+                return
+            alone = [suspects.pop(0)]
+
+
+class _Given:
+    """Tasks given to workers, of a list that may grow meanwhile."""
+
+    def __init__(self, client: Any, function: Callable[..., Any], tasks: Sequence[tuple]):
+        self.client, self.function, self.tasks = client, function, tasks
+        self.first, self.count = len(tasks), 0
+
+    def ends(self, again: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Give tasks of numbers `again`, and new ones, to workers; give (number, result) of each.
+
+        What a worker dies of is the result, as is any other error.
+        """
+        from distributed import as_completed
+
+        futures: dict[Any, int] = {}
+        ended = as_completed(loop=self.client.loop)
+
+        def give(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                future = self._submit(number)
+                futures[future] = number
+                ended.add(future)
+
+        try:
+            give(again)
+            give(self._new())
+            for future in ended:
+                result = _result_of(future)
+                number = futures.pop(future)
+                # Else it would be run again where the worker that holds the result dies later.
+                future.release()
                 yield number, result
-        for number in suspects:
-            yield from _run(client, function, {number: tasks[number]})
+                give(self._new())
+        finally:
+            self.client.cancel(list(futures))
+
+    def _new(self) -> range:
+        numbers = range(self.count, len(self.tasks))
+        self.count = len(self.tasks)
+        return numbers
+
+    def _submit(self, number: int) -> Any:
+        # What was added goes on with what was begun: the last one is the first.
+        priority = number if number >= self.first else -number
+        task = self.tasks[number]
+        return self.client.submit(self.function, *task, pure=False, priority=priority)
 
 
-def _run(
-    client: Any, function: Callable[..., Any], tasks: dict[int, tuple]
-) -> Iterator[tuple[int, Any]]:
-    from distributed import as_completed
-
-    futures = {
-        client.submit(function, *task, pure=False, priority=-number): number
-        for number, task in tasks.items()
-    }
+def _result_of(future: Any) -> Any:
+    """Return what a task gave back, or the error it ended with. Raises Stopped."""
     try:
-        for future in as_completed(futures, loop=client.loop):
-            try:
-                # Of a worker that died with a result, this waits until another has it again.
-                result = future.result()
-            except Exception as error:
-                result = error
-            except CancelledError:
-                result = None
-            if future.status == "cancelled":
-                raise Stopped(
-                    "the scheduler is gone, and with it what was not begun: run the same command "
-                    "again, it goes on where it stopped"
-                )
-            yield futures[future], result
-    finally:
-        client.cancel(list(futures))
+        # Of a worker that died with a result, this waits until another has it again.
+        result = future.result()
+    except Exception as error:
+        result = error
+    except CancelledError:
+        result = None
+    if future.status == "cancelled":
+        raise Stopped(
+            "the scheduler is gone, and with it what was not begun: run the same command "
+            "again, it goes on where it stopped"
+        )
+    return result
 
 
 @contextmanager

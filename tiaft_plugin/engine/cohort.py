@@ -1,7 +1,7 @@
 """Many slides on many workers: a table in; out, a store a slide and a table of what became of each.
 
-Each slide is a task. What makes a run resumable is the store: a worker killed in the middle of a
-slide leaves one that the next worker goes on with.
+Each slide is a task, or several where it is large. What makes a run resumable is the store: a
+worker killed in the middle of a slide leaves one that the next worker goes on with.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from tiaft_plugin.engine.cohort_table import (
     standing_result,
     write_lines,
 )
+from tiaft_plugin.engine.cohort_tasks import CohortTasks
 from tiaft_plugin.engine.cohort_worker import Plan, work_on
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.sinks import Outlet, named_sinks, write_sinks
@@ -100,19 +101,20 @@ class Cohort:
     def _work(self, left: list[SlideJob], workers: Workers, say: Say) -> Iterator[SlideResult]:
         groups = _groups(self.jobs, {job.slide for job in left})
         wanted = {job.slide for job in left}
-        tasks = [(self.plan, group, self.out.absolute()) for group in groups]
+        tasks = CohortTasks(self.plan, groups, self.out.absolute())
         with workers() as client:
             say(f"scheduler at {client.scheduler.address}")
             if not client.scheduler_info(n_workers=-1)["workers"]:
                 say("no worker is there yet: waiting for the first")
-            for number, end in run_tasks(client, work_on, tasks, say=say):
+            for number, end in run_tasks(client, work_on, tasks.given, say=say):
                 if isinstance(end, Exception):
-                    end = _failed(groups[number], end)
+                    end = _failed(tasks.jobs(number), end)
                 elif end.stop is not None:
                     raise end.stop
                 else:
                     end = end.results
-                yield from (result for result in end if result.slide in wanted)
+                through = tasks.ended(number, end)
+                yield from (result for result in through if result.slide in wanted)
 
     def _noted(self, result: SlideResult) -> SlideResult:
         """Write what one place takes of all slides; note the result in the slide's line."""
@@ -137,7 +139,7 @@ def _groups(jobs: Sequence[SlideJob], left: set[Path]) -> list[list[SlideJob]]:
     return sorted(groups, key=lambda group: -sum(_size(job.slide) for job in group))
 
 
-def _failed(group: list[SlideJob], error: Exception) -> list[SlideResult]:
+def _failed(group: Sequence[SlideJob], error: Exception) -> list[SlideResult]:
     """Return the results of a task whose workers died. Raises Stopped for any other error."""
     if type(error).__name__ != "KilledWorker":
         raise Stopped(

@@ -25,7 +25,8 @@ class Plan:
 
     `kind` is ``features`` or ``predictions``, `model` a name or a model file, `engine` holds
     further arguments of `run.make_engine`, `sinks` names as in ``tiaft predict --to``; `threads`
-    is how many threads of each worker compute (None: as its environment says); `prepare`, a
+    is how many threads of each worker compute (None: as its environment says). A slide that lacks
+    more tiles than `split` is made in parts, by any number of workers (None: never). `prepare`, a
     function of a module, is called in each worker first.
     """
 
@@ -34,6 +35,7 @@ class Plan:
     engine: dict[str, Any] = field(default_factory=dict)
     sinks: tuple[str, ...] = ()
     threads: int | None = None
+    split: int | None = None
     overwrite: bool = False
     prepare: Callable[[], object] = field(default=dict, repr=False)
     model_sha256: str = ""  # this and the next are the run's to fill in
@@ -86,14 +88,14 @@ def _engine(plan: Plan) -> Any:
 
     from tiaft_plugin.engine.run import make_engine
 
-    key = repr(plan)
+    key = repr(plan)  # of one run, one plan
     if key not in _engines:
         _engines.clear()
         if plan.threads is not None:
             torch.set_num_threads(plan.threads)
         settings = {**plan.engine, "device": _device(plan.engine.get("device", "auto"))}
         engine = make_engine(plan.kind, plan.model, **settings)
-        engine.verbose = False
+        engine.verbose, engine.split = False, plan.split
         sha256 = engine.model_facts["sha256"]
         if plan.model_sha256 and sha256 != plan.model_sha256:
             raise TiaftError(

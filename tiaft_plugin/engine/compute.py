@@ -20,14 +20,15 @@ from torch import nn
 from tiaft_plugin.engine.folding import fold_batchnorm
 from tiaft_plugin.engine.preprocessing import on_device
 from tiaft_plugin.errors import TiaftError, first_line
-from tiaft_plugin.finetune.precision import PRECISIONS, exact_float32, memory_format
 from tiaft_plugin.network.export import check_tiles
+from tiaft_plugin.network.precision import PRECISIONS, exact_float32, memory_format
 from tiaft_plugin.zoo.models import TileModel
 
 TOLERANCE = 1e-5  # relative error of float32 outputs, to those of the model as it comes
 LEAST_COSINE, LARGEST_ERROR = 0.9995, 0.01  # of bfloat16 outputs, to those in float32
 # Of more tiles than that, what layers hand on no longer stays in a processor's caches.
 TILES_ON_CPU = 8
+_TOO_LITTLE = "memory does not suffice for one tile at a time: free some"
 _THEIRS = (CNNModel, CNNBackbone, TimmModel, TimmBackbone)
 
 
@@ -66,10 +67,12 @@ class Compute:
         self._network: Any = model
         self._forward = forward_of(model)
         self.folded, self.channels_last = 0, False
-        self._make_ready(model)
+        self.width: int | None = None  # D, where it is known before the first tile
+        self._make_ready_in_memory(model)
         if self._forward is _by_infer_batch and self._network is not model:
             self._network.register_forward_hook(_in_float32)
         self.compile_seconds = 0.0
+        self._compiled: dict[str, Any] = {}  # by precision; `at` shares it
         if compiled:
             self._compile()
 
@@ -119,6 +122,19 @@ class Compute:
     def _runs_ahead(self) -> bool:
         return self.device.type == "cuda"
 
+    def _make_ready_in_memory(self, model: nn.Module) -> None:
+        """Make the model ready; check it on fewer tiles where memory does not suffice for all."""
+        while True:
+            try:
+                return self._make_ready(model)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._check = self._check[: len(self._check) // 2]
+            self.at_once = min(self.at_once, max(len(self._check), 1))
+            if not len(self._check):
+                raise TiaftError(_TOO_LITTLE)
+
     def _make_ready(self, model: nn.Module) -> None:
         """Take the fastest form of a copy of the model that gives its outputs."""
         try:
@@ -128,6 +144,7 @@ class Compute:
             self._network = model.eval()
             return
         wanted = self._of_the_model(self._network)
+        self.width = wanted.shape[1]
         for folding in (True, False):
             self._network = _copied(model, self.device)
             try:
@@ -136,6 +153,8 @@ class Compute:
                 nn.Module.to(self._network, memory_format=layout)  # type: ignore[call-overload]
                 far = relative_error(self.at("float32")(self._check), wanted)
             except Exception as problem:  # models do what they like: this one stays as it comes
+                if is_out_of_memory(problem):
+                    raise
                 _log.info("the model stays as it comes: %s", first_line(problem))
                 continue
             if far <= TOLERANCE:
@@ -208,7 +227,7 @@ class Compute:
 
     def _halve(self) -> None:
         if self.at_once == 1:
-            raise TiaftError("memory does not suffice for one tile at a time: free some")
+            raise TiaftError(_TOO_LITTLE)
         self.at_once //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -216,6 +235,10 @@ class Compute:
 
     def _compile(self) -> None:
         """Compile, and keep it where outputs are the same; there is a warning where not."""
+        if self.precision in self._compiled:  # for a slide before
+            self._network = self._compiled[self.precision]
+            self.compiled = hasattr(self._network, "_orig_mod")
+            return
         plain, wanted, started = self._network, self(self._check), time.perf_counter()
         limit = TOLERANCE if self.precision == "float32" else LARGEST_ERROR
         try:
@@ -231,6 +254,7 @@ class Compute:
         if problem:
             self._network, self.compiled = plain, False
             _warn("the model is not compiled: %s", problem)
+        self._compiled[self.precision] = self._network
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from tiaft_plugin.engine import facts, store
 from tiaft_plugin.engine.compute import Compute
 from tiaft_plugin.engine.jobs import SlideJob, SlideResult
 from tiaft_plugin.engine.naming import store_path
+from tiaft_plugin.engine.parts import Part, kept_from_others, opening, parts_of
 from tiaft_plugin.engine.prepare import Prepare, Stain
 from tiaft_plugin.engine.reading import TileReading
 from tiaft_plugin.engine.slides import has_tissue, open_slide, tissue_fractions
+from tiaft_plugin.engine.timing import Timing, added
 from tiaft_plugin.engine.work import Work
 from tiaft_plugin.errors import SlidesFailed, Stopped, TiaftError, reason
-from tiaft_plugin.files import DISK_ERRORS, locked
-from tiaft_plugin.finetune.precision import PRECISIONS
+from tiaft_plugin.files import DISK_ERRORS
+from tiaft_plugin.network.precision import PRECISIONS
 from tiaft_plugin.network.weights import sha256_of_weights
 from tiaft_plugin.progress import progress
 from tiaft_plugin.tiles.slide_stain import SlideMacenko
@@ -52,6 +54,7 @@ class StoreEngine(PatchPredictor):
     view = ""  # of a model file: "features" or "classes"
     min_tissue = 0.0  # tiles with less tissue than this fraction are left out
     auto_mask = True
+    split: int | None = None  # slides that lack more tiles are left to several workers
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class StoreEngine(PatchPredictor):
         *args: Any,
         stain: Stain | SlideMacenko | None = None,
         precision: str = "float32",
+        compiled: bool = False,
         **kwargs: Any,
     ):
         ioconfig = None
@@ -71,7 +75,7 @@ class StoreEngine(PatchPredictor):
             raise TiaftError(
                 f"there is no precision {precision}: there is auto, {', '.join(PRECISIONS)}"
             )
-        self.precision = precision
+        self.precision, self.compiled = precision, compiled
         self._computes: dict[tuple, Compute] = {}
         own = getattr(self._bare_model(), "stain", None)
         self.stain = agreed_stain(own, stain, self.model_facts["name"]) if own else stain
@@ -108,38 +112,57 @@ class StoreEngine(PatchPredictor):
     def _tile_stain(self) -> Stain | None:
         return None if isinstance(self.stain, SlideMacenko) else self.stain
 
-    def _one_slide(
-        self, job: SlideJob, out: Path, taken: dict[Path, Path], *, overwrite: bool
-    ) -> SlideResult:
+    def _opened(self, job: SlideJob) -> "Opened":
+        """Return a slide ready to be read."""
         reader = job.reader or open_slide(job.slide, job.mpp)
         if callable(job.mask):
             job = replace(job, mask=job.mask(reader))
         dataset, tissue = self._tiles_of(reader, job)
-        compute, prepare = self._compute_of(dataset)
-        dataset.preproc_func = None  # `prepare` does that
+        preprocess, dataset.preproc_func = dataset.preproc_func, None  # `prepare` does that
         # Reading opens the slide for itself: threads must not share one position in one file.
         dataset.reader = None
         reading = TileReading(dataset, workers=max(1, self.num_workers))
-        work = Work(reading, compute, prepare)
-        fingerprint = facts.slide_facts(job.slide, reader)["fingerprint"]
-        path = store_path(out, job.slide, fingerprint, taken)
-        with locked(path, wait=False):
+        about = facts.slide_facts(job.slide, reader)
+        return Opened(job, reader, dataset, tissue, preprocess, reading, about)
+
+    def _one_slide(
+        self, job: SlideJob, out: Path, taken: dict[Path, Path], *, overwrite: bool
+    ) -> SlideResult:
+        opened = self._opened(job)
+        job, dataset = opened.job, opened.dataset
+        work = Work(opened.reading, *self._compute_of(dataset, opened.preprocess))
+        fingerprint = opened.facts["fingerprint"]
+        path = job.part.store if job.part else store_path(out, job.slide, fingerprint, taken)
+        overwrite = overwrite and job.part is None
+        with kept_from_others(path, job.part):
             begun = None if overwrite else store.begun(path)
             chosen = work.choose_stain(self.stain, begun)
-            chosen |= work.choose_precision(self.precision, begun)
-            about = self._describe(job, reader, dataset, work.compute) | chosen
-            group = self._open_store(path, about, work, tissue, overwrite=overwrite)
-            chunks = range(group["chunk_crc32"].shape[0])
-            missing = [number for number in chunks if not store.is_written(group, number)]
-            speed = self._write_chunks(group, work, missing, job.slide.name) if missing else ""
+            chosen |= work.choose_precision(
+                self.precision, begun, compiled=self.compiled
+            )
+            about = self._describe(opened, work.compute) | chosen
+            with opening(path, job.part):
+                group = self._open_store(
+                    path, about, work, opened.tissue, job.part, overwrite=overwrite
+                )
+            missing = _missing(group, job.part)
+            parts = () if job.part else self._parts(group, missing)
+            if parts:
+                return SlideResult(job.slide, "begun", path, len(dataset), parts=parts)
+            timing = self._write_chunks(group, work, missing) if missing else None
+            if job.part and job.part.chunks is not None:
+                return SlideResult(job.slide, "begun", path, timing=timing)
+            timing = added(job.part.timing, timing) if job.part else timing
+            if timing:
+                store.note_timing(group, timing.facts)
             note = _note(group)
         status = "done" if missing else "exists"
+        speed = str(timing) if timing else ""
         return SlideResult(job.slide, status, path, len(dataset), note=note, speed=speed)
 
-    def _compute_of(self, dataset: Any) -> tuple[Compute, Prepare]:
+    def _compute_of(self, dataset: Any, preprocess: Callable) -> tuple[Compute, Prepare]:
         """Return the model ready for tiles of a slide, and what makes its input of them."""
         height, width = (int(side) for side in np.broadcast_to(dataset.patch_input_shape, 2))
-        preprocess = dataset.preproc_func
         key = height, width, self.batch_size, str(self.device), id(self.model)
         if key not in self._computes:
             self._computes = {
@@ -154,18 +177,34 @@ class StoreEngine(PatchPredictor):
         compute = self._computes[key]
         return compute, self.prepare(ModelABC.preproc if compute.takes_uint8 else preprocess)
 
+    def _parts(self, group: Any, missing: list[int]) -> tuple[range, ...]:
+        """Return the parts that several workers are to make of a slide, none of a small one."""
+        most = max(1, (self.split or 0) // store.facts_of(group)["chunk_rows"])
+        if self.split is None or len(missing) <= most:
+            return ()
+        parts = parts_of(missing, block=group["chunk_crc32"].chunks[0], most=most)
+        return tuple(parts) if len(parts) > 1 else ()
+
     def _open_store(
-        self, path: Path, about: dict, work: Work, tissue: np.ndarray, *, overwrite: bool
+        self,
+        path: Path,
+        about: dict,
+        work: Work,
+        tissue: np.ndarray,
+        part: Part | None,
+        *,
+        overwrite: bool,
     ) -> Any:
-        outputs, beside = work.first()
+        width, beside = work.first()
         return store.open_for_writing(
             path,
             about,
             work.reading.dataset.inputs,
             tissue,
-            width=outputs.shape[1],
-            beside=list(beside),
+            width=width,
+            beside=beside,
             overwrite=overwrite,
+            begun=part is not None,
         )
 
     def _tiles_of(self, reader: WSIReader, job: SlideJob) -> tuple[Any, np.ndarray]:
@@ -199,13 +238,14 @@ class StoreEngine(PatchPredictor):
         dataset.inputs = dataset.inputs[enough]
         return dataset, tissue[enough]
 
-    def _write_chunks(self, group: Any, work: Work, missing: list[int], name: str) -> str:
-        """Write chunks; return how fast, and what it was bound by."""
+    def _write_chunks(self, group: Any, work: Work, missing: list[int]) -> Timing:
+        """Write chunks; return where the time went."""
         size = store.facts_of(group)["chunk_rows"]
         kept = store.beside_of(store.facts_of(group))
         chunks = [range(len(work.reading.dataset))[store.chunk_slice(n, size)] for n in missing]
         made = work.batches(ChunkBatches(chunks, self.batch_size))
-        with progress(sum(map(len, chunks)), name, wanted=self.verbose) as bar:
+        title = store.facts_of(group)["slide"]["name"]
+        with progress(sum(map(len, chunks)), title, wanted=self.verbose) as bar:
             for number, rows in zip(missing, chunks, strict=True):
                 outputs: list[np.ndarray] = []
                 beside: dict[str, list[np.ndarray]] = {name: [] for name in kept}
@@ -218,16 +258,15 @@ class StoreEngine(PatchPredictor):
                 joined = {name: np.concatenate(parts) for name, parts in beside.items()}
                 with work.writing():
                     store.write_chunk(group, number, np.concatenate(outputs), joined)
-        return work.told()
+        return work.timing()
 
-    def _describe(
-        self, job: SlideJob, reader: WSIReader, dataset: Any, compute: Compute
-    ) -> dict[str, Any]:
+    def _describe(self, opened: "Opened", compute: Compute) -> dict[str, Any]:
         """Return the store's attributes (docs/formats.md)."""
+        job, reader, dataset = opened.job, opened.reader, opened.dataset
         mask = facts.mask_facts(job.mask, self.auto_mask)
         settings = {
             "kind": self.kind,
-            "slide": facts.slide_facts(job.slide, reader),
+            "slide": opened.facts,
             "model": self.model_facts,
             "classes": self._class_names(),
             "grid": facts.grid_facts(self._ioconfig, dataset, mask, self.min_tissue),
@@ -345,6 +384,23 @@ class TilePredictor(StoreEngine):
         return {"task": "multilabel"} if several else {}
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A slide that tiles can be read from: `dataset` is TIAToolbox's, `tissue` (N,) float32.
+
+    `preprocess` is what TIAToolbox would call on each tile, `facts` what a store says of the slide.
+    `job` has the mask itself, where it had a function that makes one.
+    """
+
+    job: SlideJob
+    reader: WSIReader
+    dataset: Any
+    tissue: np.ndarray
+    preprocess: Callable
+    reading: TileReading
+    facts: dict[str, Any]
+
+
 def _refuse_misfit(reader: WSIReader, dataset: Any) -> None:
     """Raise TiaftError for tiles far larger than the slide, and for another slide's mask."""
     width, height = reader.slide_dimensions(dataset.resolution, dataset.units)
@@ -373,6 +429,14 @@ def _warn_of_enlarging(slide: Path, scale: Sequence[float]) -> None:
             slide,
             1 / min(scale),
         )
+
+
+def _missing(group: Any, part: Part | None) -> list[int]:
+    """Return the chunks that are not written yet, of a part or of all."""
+    chunks = range(group["chunk_crc32"].shape[0])
+    if part is not None and part.chunks is not None:
+        chunks = chunks[part.chunks.start : part.chunks.stop]
+    return [number for number in chunks if not store.is_written(group, number)]
 
 
 def _note(group: Any) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tiaft_plugin.engine.parts import Part
+from tiaft_plugin.engine.timing import Timing
 from tiaft_plugin.errors import TiaftError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class SlideJob:
     mpp: float | None = None
     patient: str | None = None
     reader: "WSIReader | None" = None  # where the slide is open already
+    part: Part | None = None  # of a store that was begun
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class SlideResult:
     """What became of a slide: `status` is "done", "exists" or "failed" (then with a reason).
 
     `note` says what is to be known of one that did not fail, `speed` how fast it was computed, and
-    what bounded that.
+    what bounded that. Where a large one is left to several workers, it is "begun", and `parts` are
+    the chunks that each is to make.
     """
 
     slide: Path
@@ -48,6 +52,8 @@ class SlideResult:
     reason: str = ""
     note: str = ""
     speed: str = ""
+    parts: tuple[range, ...] = ()
+    timing: Timing | None = None  # of a part
 
 
 def match_masks(slides: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:

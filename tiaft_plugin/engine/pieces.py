@@ -12,13 +12,20 @@ import numpy as np
 class PieceCache:
     """The pieces decoded last, up to `budget` bytes; any number of threads may ask for the same.
 
-    `decoded` counts how many were decoded, those that had been dropped meanwhile again.
+    `decoded` counts how many were decoded, those that had been dropped meanwhile again; `fetching`
+    adds up the seconds in which threads waited for a file's bytes, where `decode` says them.
     """
 
     def __init__(self, budget: int):
         self.budget, self.held, self.decoded = budget, 0, 0
         self._pieces: OrderedDict[Hashable, Future[np.ndarray]] = OrderedDict()
+        self.fetching = 0.0
         self._lock = threading.Lock()
+
+    def fetched(self, seconds: float) -> None:
+        """Count seconds in which a thread waited for a file's bytes."""
+        with self._lock:
+            self.fetching += seconds
 
     def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """Return a piece, decoded by whoever asks first; what `decode` raises, all get."""

@@ -10,7 +10,7 @@ import torch
 
 from tiaft_plugin.engine.compute import LARGEST_ERROR, LEAST_COSINE, Compute, relative_error
 from tiaft_plugin.errors import first_line
-from tiaft_plugin.finetune.precision import has_bfloat16
+from tiaft_plugin.network.precision import has_bfloat16
 
 TRIED_ON = 64  # tiles
 

@@ -150,7 +150,7 @@ def predictions_of(store: "Store", slide: Path) -> TilePredictions:
             block = TileBlock(bounds, probabilities, ids, multilabel=multilabel)
             measured_by: dict[str, str] = {}
             for plugin, measure in each_plugin("measure_tiles"):
-                for added in measure(slide=slide, tiles=block):
+                for added in measure(slide=slide, tiles=block, store=store.path):
                     for name, values in _checked(added, len(bounds)).items():
                         if name in measured_by:
                             raise TiaftError(

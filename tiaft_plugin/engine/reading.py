@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ class ReadingTimes:
     """Where the time of reading went, in seconds, and what was read.
 
     `reading` adds up all threads, `preparing` what was done to tiles in them; `waiting` is how
-    long whoever wanted tiles waited for them.
+    long whoever wanted tiles waited for them. `fetching` is the part of `reading` in which the
+    file's bytes were waited for; None where a library reads and decodes in one call.
     """
 
     tiles: int = 0
     reading: float = 0.0
+    fetching: float | None = 0.0
     preparing: float = 0.0
     waiting: float = 0.0
     tries_again: int = 0
@@ -78,6 +80,11 @@ class TileReading:
     def decoded(self) -> int | None:
         """Return how many compressed pieces were decoded; None where nobody counts."""
         return self._current()[0].decoded()
+
+    def taken(self) -> ReadingTimes:
+        """Return the times until now."""
+        with self._lock:
+            return replace(self.times, fetching=self._fetching())
 
     def read(
         self, batches: Iterable[Sequence[int]], then: Callable[[np.ndarray], Any] | None = None
@@ -184,7 +191,12 @@ class TileReading:
         with self._lock:
             self.times.tries_again += 1
             if self._opened == opened:
-                self._source = None
+                self.times.fetching, self._source = self._fetching(), None
+
+    def _fetching(self) -> float | None:
+        """Return the seconds of this source and of those before it, in the lock."""
+        now, before = self._source.fetching() if self._source else 0.0, self.times.fetching
+        return None if now is None or before is None else before + now
 
     def _compare(self) -> None:
         """Compare some tiles with TIAToolbox's own; take another way where they are not the same.

@@ -27,12 +27,14 @@ def make_engine(
     device: str = "auto",
     stain: Stain | SlideMacenko | None = None,
     precision: str = "float32",
+    compiled: bool = False,
 ) -> FeatureExtractor | TilePredictor:
     """Make an engine for ``features`` or ``predictions``, ready to `process` slides.
 
     `model` is a name or a model file. `resolution` (µm/px) and `stride` (px at that resolution)
-    replace the model's; `precision` may be ``auto`` (`engine.precision.earned`); `stain` is
-    `tiles.stain.make_stain`'s. Raises TiaftError.
+    replace the model's; `precision` may be ``auto`` (`engine.precision.earned`), `compiled`
+    has the network compiled (`engine.compute`); `stain` is `tiles.stain.make_stain`'s. Raises
+    TiaftError.
     """
     engine_class = {"features": FeatureExtractor, "predictions": TilePredictor}[kind]
     argument = _model_argument(model, kind)
@@ -44,6 +46,7 @@ def make_engine(
             device=str(pick_device(device)),
             stain=stain,
             precision=precision,
+            compiled=compiled,
         )
     except TiaftError:
         raise
@@ -82,6 +85,9 @@ def run_slides(
     masks = (getattr(job.mask, "path", job.mask) for job in jobs)
     inputs = {job.slide for job in jobs} | {mask for mask in masks if isinstance(mask, Path)}
     for result in engine.process(jobs, out, overwrite=overwrite):
+        if result.status == "begun":  # what ends it gives it to sinks
+            yield result
+            continue
         done = write_sinks(result, sinks, inputs, overwrite=overwrite)
         add_to_summary(out / "summary.csv", done)
         yield done

@@ -7,6 +7,7 @@ and resizing, but takes pixels from pieces that were decoded once. Threads may s
 import copy
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -39,6 +40,9 @@ class Source(Protocol):
 
     def decoded(self) -> int | None:
         """Return how many compressed pieces were decoded; None where nobody counts."""
+
+    def fetching(self) -> float | None:
+        """Return the seconds in which threads waited for the file's bytes; None if not known."""
 
 
 def open_source(dataset: Any, cache: int | None = None, refused: Sequence[str] = ()) -> Source:
@@ -89,6 +93,9 @@ class OneByOne:
     def decoded(self) -> None:
         """Nobody counts."""
 
+    def fetching(self) -> None:
+        """TIAToolbox's readers read and decode in one call."""
+
 
 class OpenSlideSource:
     """OpenSlide, whose cache of decoded pieces is made large enough; in blocks where it is exact.
@@ -129,6 +136,10 @@ class OpenSlideSource:
 
     def decoded(self) -> int | None:
         """OpenSlide does not count."""
+        return None
+
+    def fetching(self) -> float | None:
+        """OpenSlide reads and decodes in one call."""
         return None
 
     def _read(self, bounds: Any) -> np.ndarray:
@@ -179,6 +190,10 @@ class SvsSource(OpenSlideSource):
         """Return how many of the file's tiles were decoded."""
         return self._cache.decoded
 
+    def fetching(self) -> float:
+        """Return the seconds in which threads waited for the file's bytes."""
+        return self._cache.fetching
+
     def _tile(self, row: int) -> np.ndarray:
         left, top, right, bottom = (max(int(value), 0) for value in self._places.at_level[row])
         tile = self._level[top:bottom, left:right]
@@ -209,6 +224,10 @@ class TiffSource:
     def decoded(self) -> int:
         """Return how many of the file's tiles were decoded."""
         return self._cache.decoded
+
+    def fetching(self) -> float:
+        """Return the seconds in which threads waited for the file's bytes."""
+        return self._cache.fetching
 
     def _tile(self, row: int) -> np.ndarray:
         x0, y0, x1, y1 = (int(value) for value in self._places.at_level[row])
@@ -260,6 +279,9 @@ class DicomSource:
         """Return how many frames were decoded."""
         return self._cache.decoded
 
+    def fetching(self) -> None:
+        """Wsidicom reads and decodes in one call."""
+
     def _tile(self, row: int) -> np.ndarray:
         x0, y0, x1, y1 = (max(int(value), 0) for value in self._places.at_level[row])
         tile = self._level[y0:y1, x0:x1]
@@ -304,6 +326,9 @@ class Jp2Source:
     def decoded(self) -> int:
         """Return how many pieces were decoded."""
         return self._cache.decoded
+
+    def fetching(self) -> None:
+        """Glymur reads and decodes in one call."""
 
     def _tile(self, row: int) -> np.ndarray:
         tile = safe_padded_read(self._level, self._places.baseline[row], pad_constant_values=_GLASS)
@@ -391,24 +416,25 @@ def _mosaic_of(page: Any, places: Places, cache: int | None) -> tuple[PieceCache
     _ = page.dataoffsets, page.databytecounts, page.keyframe.decode
 
     def decode(row: int, column: int) -> np.ndarray:
-        return _decode(page, row * across + column, tables)
+        return _decode(page, row * across + column, tables, pieces)
 
     return pieces, Mosaic((height, width, channels), piece, decode, pieces)
 
 
-def _decode(page: Any, number: int, tables: dict[str, Any]) -> np.ndarray:
-    """Return a page's compressed tile, uint8 (h, w, C)."""
+def _decode(page: Any, number: int, tables: dict[str, Any], pieces: PieceCache) -> np.ndarray:
+    """Return a page's compressed tile, uint8 (h, w, C); `pieces` counts how long it was read."""
     offset, count = page.dataoffsets[number], page.databytecounts[number]
     frame = page.keyframe
     if not offset or not count:
         return np.zeros((frame.tilelength, frame.tilewidth, frame.samplesperpixel), np.uint8)
-    handle = page.parent.filehandle
+    handle, started = page.parent.filehandle, time.perf_counter()
     if hasattr(os, "pread"):
         data = os.pread(handle.fileno(), count, offset)
     else:  # Windows: one position a file, for all threads
         with _windows:
             handle.seek(offset)
             data = handle.read(count)
+    pieces.fetched(time.perf_counter() - started)
     if len(data) != count:
         raise OSError("the file ends inside a compressed tile")
     return frame.decode(data, number, **tables)[0][0]

@@ -18,6 +18,7 @@ from uuid import UUID, uuid5
 import numpy as np
 import zarr
 
+from tiaft_plugin.engine.settings import differences, without_names
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_folder_atomically
 from tiaft_plugin.network.outputs import labels_of
@@ -26,11 +27,13 @@ from tiaft_plugin.tiles.colour import COLOUR_WIDTH
 SCHEMA = "tiaft-tiles"
 VERSION = 2  # 1 had no `beside`, and is still read and gone on with
 CHUNK_ROWS = 512
+MARKS = 8  # chunks that are marked in one file: what one worker writes, no other does
 ARRAYS = {"features": "features", "predictions": "probabilities"}
 BESIDE: dict[str, tuple[tuple[int, ...], str]] = {  # a row's shape and dtype
     "colour": ((COLOUR_WIDTH,), "float32"),
     "normalised": ((), "bool"),
 }
+TIMING = "tiaft_timing"  # an attribute of its own: it alone differs from run to run
 Group = Any  # zarr.Group, whose items zarr types as unions of all they could be
 _CIRCUMSTANCES = ("batch_size", "threads", "device", "versions", "compute")
 _NEEDED = (
@@ -55,7 +58,8 @@ class Store:
     `values` is (N, D) float32: features, or class probabilities; `coordinates` (N, 4) int64 x0,
     y0, x1, y1 at the read resolution; `tissue` (N,) float32, the tissue fraction of each tile.
     `facts` are its attributes. `colour` is (N, 54) float32 (`colour_features`), `normalised` (N,)
-    bool, where stain normalisation was asked for; None in a store without.
+    bool, where stain normalisation was asked for; None in a store without. `timing` says where the
+    time went (``engine.timing``), if it was noted: it alone differs from run to run.
     """
 
     path: Path
@@ -66,6 +70,7 @@ class Store:
     facts: dict[str, Any]
     colour: zarr.Array | None = None
     normalised: zarr.Array | None = None
+    timing: dict[str, Any] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,8 +135,16 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
                     "command again, it writes that chunk anew"
                 )
     beside = {name: group[name] for name in beside_of(facts)}
+    timing = timing_of(group)
     return Store(
-        path, facts["kind"], values, group["coordinates"], group["tissue"], facts, **beside
+        path,
+        facts["kind"],
+        values,
+        group["coordinates"],
+        group["tissue"],
+        facts,
+        **beside,
+        timing=timing,
     )
 
 
@@ -144,12 +157,13 @@ def open_for_writing(
     width: int,
     beside: Sequence[str] = (),
     overwrite: bool = False,
+    begun: bool = False,
 ) -> Group:
     """Create a store with nothing written yet, or open the one that the same settings began.
 
     `facts` are `describe`'s; `beside` names the arrays of BESIDE that a new store has (one that
     was begun keeps to its own). With `overwrite`, any store of tiaft's at `path` is replaced; what
-    is no store never is. Raises TiaftError.
+    is no store never is. With `begun` there must be one. Raises TiaftError.
     """
     tiles_sha256 = _hash_of_tiles(coordinates, tissue)
     facts = {**facts, "tiles_sha256": tiles_sha256, "beside": sorted(beside)}
@@ -157,6 +171,8 @@ def open_for_writing(
         open_any(path)  # raises for what is no store
         if not overwrite:
             return _go_on(path, facts)
+    if begun:
+        raise TiaftError(f"{path} is not there any more: run the same command again")
     with write_folder_atomically(path, overwrite=overwrite) as temporary:
         _create(temporary, facts, coordinates, tissue, width)
     return zarr.open_group(path, mode="r+")
@@ -167,7 +183,7 @@ def _go_on(path: Path, facts: dict[str, Any]) -> Group:
     found = facts_of(open_sound(path))
     if found["settings_sha256"] != facts["settings_sha256"]:
         raise TiaftError(
-            f"{path} was made with other settings ({_difference(found, facts)}): choose "
+            f"{path} was made with other settings ({differences(found, facts)}): choose "
             "another folder, or pass --overwrite"
         )
     if found["patient"] is not None and facts["patient"] not in (None, found["patient"]):
@@ -176,8 +192,13 @@ def _go_on(path: Path, facts: dict[str, Any]) -> Group:
             "or pass --overwrite"
         )
     group: Group = zarr.open_group(path, mode="r+")
-    if _hash_of_tiles(group["coordinates"][:], group["tissue"][:]) != facts["tiles_sha256"]:
+    if _hash_of_tiles(group["coordinates"][:], group["tissue"][:]) != found["tiles_sha256"]:
         raise TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
+    if found["tiles_sha256"] != facts["tiles_sha256"]:
+        raise TiaftError(
+            f"{path} has other tiles than grid and mask give now: TIAToolbox, or another library, "
+            "may be a newer one; choose another folder, or pass --overwrite"
+        )
     noted = {**found, "patient": facts["patient"] or found["patient"]}
     now = {name: facts[name] for name in _CIRCUMSTANCES if name in facts}
     last = {**found, **(found["resumed"] or [{}])[-1]}
@@ -237,6 +258,16 @@ def facts_of(group: Group) -> dict[str, Any]:
     return dict(group.attrs)["tiaft"]
 
 
+def timing_of(group: Group) -> Any:
+    """Return what a store keeps of where the time went, or None."""
+    return dict(group.attrs).get(TIMING)
+
+
+def note_timing(group: Group, timing: dict[str, Any]) -> None:
+    """Note in a complete store where the time of its last run went (``Timing.facts``)."""
+    group.attrs[TIMING] = timing
+
+
 def beside_of(facts: dict[str, Any]) -> list[str]:
     """Return the names of the arrays that stand beside the values of a store of these `facts`."""
     return facts.get("beside", [])  # none in version 1
@@ -270,7 +301,7 @@ def describe(settings: dict[str, Any], **circumstances: Any) -> dict[str, Any]:
         "chunk_rows": CHUNK_ROWS,
         **settings,
         "grid_id": _sha256_of_json({key: settings["grid"][key] for key in _GRID})[:16],
-        "settings_sha256": _sha256_of_json(_without_names(settings)),
+        "settings_sha256": _sha256_of_json(without_names(settings)),
         "resumed": [],
         "sinks": [],
         **circumstances,
@@ -297,18 +328,6 @@ def _hash_of_tiles(coordinates: np.ndarray, tissue: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _without_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what a file happens to be called: a renamed slide or model is the same one.
-
-    A slide's bounds come with its fingerprint; stores of before they were noted lack them.
-    """
-    return {
-        **settings,
-        "slide": {k: v for k, v in settings["slide"].items() if k not in ("name", "bounds")},
-        "model": {k: v for k, v in settings["model"].items() if k != "name"},
-    }
-
-
 def _create(
     path: Path, facts: dict, coordinates: np.ndarray, tissue: np.ndarray, width: int
 ) -> None:
@@ -329,9 +348,10 @@ def _create(
     for name, values in (
         ("coordinates", np.asarray(coordinates, dtype=np.int64)),
         ("tissue", np.asarray(tissue, dtype=np.float32)),
-        ("chunk_crc32", np.full(-(-count // CHUNK_ROWS), _NOT_WRITTEN, dtype=np.int64)),
     ):
         group.create_array(name, data=values)
+    marks = np.full(-(-count // CHUNK_ROWS), _NOT_WRITTEN, dtype=np.int64)
+    group.create_array("chunk_crc32", data=marks, chunks=(min(len(marks), MARKS),))
     group.attrs["tiaft"] = facts
 
 
@@ -380,14 +400,6 @@ def open_sound(path: Path) -> Group:
             f"{path} is damaged ({', '.join(lacking)} missing): --overwrite makes it anew"
         )
     return group
-
-
-def _difference(found: dict, wanted: dict) -> str:
-    """Name the settings that differ, in words a person knows."""
-    names = ["kind", "slide", "model", "classes", "task", "grid", "precision"]
-    names.append("stain_normalisation")
-    different = [name for name in names if found.get(name) != wanted.get(name)]
-    return ", ".join(different) or "another scale"
 
 
 def _sha256_of_json(value: Any) -> str:

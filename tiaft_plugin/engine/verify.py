@@ -9,14 +9,11 @@ import numpy as np
 
 from tiaft_plugin.engine import store
 from tiaft_plugin.engine.again import Lacking, Source, checks_with_slide
+from tiaft_plugin.engine.settings import SETTINGS
+from tiaft_plugin.engine.timing import fault_of
 from tiaft_plugin.errors import TiaftError, reason
 from tiaft_plugin.network.outputs import labels_of
 
-# What decides a store's content, and is fingerprinted (`store.describe`).
-SETTINGS = (
-    *("kind", "slide", "model", "classes", "task", "grid", "scale_to_baseline", "precision"),
-    "stain_normalisation",
-)
 _ROW = {"coordinates": ((4,), "int64"), "tissue": ((), "float32"), "predictions": ((), "int64")}
 
 
@@ -41,9 +38,10 @@ def verify_store(
     """Check a store; return what was found, in the order of checking.
 
     The store by itself: schema, complete, content (CRC-32 of every chunk, hash of the tiles),
-    settings, shape and grid. With a `source`, also: slide (fingerprint), coverage (the grid and the
-    tissue mask made again have the same tiles), model (SHA-256) and tiles, of which `tiles` are
-    drawn with `seed`, extracted again and compared. What goes wrong is a finding, not an exception.
+    settings, timing, shape and grid. With a `source`, also: slide (fingerprint), coverage (the grid
+    and the tissue mask made again have the same tiles), model (SHA-256) and tiles, of which `tiles`
+    are drawn with `seed`, extracted again and compared. What goes wrong is a finding, not an
+    exception.
     """
     path = Path(path)
     findings = []
@@ -127,6 +125,16 @@ def _check_settings(path: Path) -> str:
     return "the attributes are those the store was made with"
 
 
+def _check_timing(path: Path) -> str:
+    timing = store.timing_of(store.open_sound(path))
+    if timing is None:
+        raise Lacking("the store does not say where the time went")
+    fault = fault_of(timing)
+    if fault:
+        raise TiaftError(f"{path}: {store.TIMING} {fault}")
+    return f"{timing['tiles_per_second']:.3g} tiles/s"
+
+
 def _check_shape(path: Path) -> str:
     group = store.open_sound(path)
     facts = store.facts_of(group)
@@ -189,6 +197,7 @@ _CHECKS: dict[str, Callable[[Path], str]] = {
     "complete": _check_complete,
     "content": _check_content,
     "settings": _check_settings,
+    "timing": _check_timing,
     "shape": _check_shape,
     "grid": _check_grid,
 }

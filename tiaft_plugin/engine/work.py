@@ -11,11 +11,11 @@ import numpy as np
 from tiaft_plugin.engine.compute import Compute
 from tiaft_plugin.engine.precision import TRIED_ON, earned
 from tiaft_plugin.engine.prepare import Prepare, Stain
-from tiaft_plugin.engine.reading import TileReading
+from tiaft_plugin.engine.reading import ReadingTimes, TileReading
+from tiaft_plugin.engine.timing import Timing
 from tiaft_plugin.tiles.slide_stain import SlideMacenko, sample_tiles
 
 SEED = 0  # of which tiles a slide's stains are found in
-_BOUND = 0.2  # of the time: so much waiting for tiles is worth a remedy
 
 
 class Work:
@@ -24,8 +24,8 @@ class Work:
     def __init__(self, reading: TileReading, compute: Compute, prepare: Prepare):
         self.reading, self.compute, self.prepare = reading, compute, prepare
         self.tiles = 0
-        self._wrote = self._waited = 0.0
-        self._started = time.perf_counter()
+        self._wrote = 0.0
+        self._started, self._before = time.perf_counter(), ReadingTimes()
 
     def choose_stain(
         self, stain: Stain | SlideMacenko | None, begun: dict[str, Any] | None
@@ -43,7 +43,9 @@ class Work:
         self.prepare.stain = fitted.tile
         return {"seed": SEED, "stain_found": fitted.found}
 
-    def choose_precision(self, wanted: str, begun: dict[str, Any] | None) -> dict[str, Any]:
+    def choose_precision(
+        self, wanted: str, begun: dict[str, Any] | None, *, compiled: bool = False
+    ) -> dict[str, Any]:
         """Compute in a precision, for ``auto`` in the one that is earned on this slide's own tiles.
 
         Returns what a store keeps of the trial. A store that was `begun` stays with what it has.
@@ -57,13 +59,16 @@ class Work:
             [(_, batch)] = self.reading.read([rows], self.prepare.batch)
             found = earned(self.compute, batch["image"])
             wanted, trial = found.precision, found.facts
-        self.compute = self.compute.at(wanted)
+        if begun is not None:
+            compiled = begun.get("compute", {}).get("compiled", False)
+        self.compute = self.compute.at(wanted, compiled=compiled)
         return {"precision_trial": trial} if trial else {}
 
-    def first(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the output (1, D) of the first tile, and what stands beside it."""
+    def first(self) -> tuple[int, list[str]]:
+        """Return how wide an output is, and the names of what stands beside that of a tile."""
         [(_, batch)] = self.reading.read([[0]], self.prepare.batch)
-        return self.compute(batch.pop("image")), batch
+        image = batch.pop("image")
+        return self.compute.width or self.compute(image).shape[1], list(batch)
 
     def _tile(self, row: int) -> np.ndarray:
         [(_, tiles)] = self.reading.read([[row]])
@@ -76,7 +81,7 @@ class Work:
 
         Time is counted from here on.
         """
-        self._started, self._waited = time.perf_counter(), self.reading.times.waiting
+        self._started, self._before = time.perf_counter(), self.reading.taken()
         waiting: deque[dict[str, np.ndarray]] = deque()
 
         def images() -> Iterator[np.ndarray]:
@@ -95,16 +100,20 @@ class Work:
         yield
         self._wrote += time.perf_counter() - started
 
-    def told(self) -> str:
-        """Return in one line how fast it was, and what a person can do where reading bounds it."""
-        took = max(time.perf_counter() - self._started, 1e-9)
-        waited = self.reading.times.waiting - self._waited
-        computed = max(took - waited - self._wrote, 1e-9)
-        rate = self.tiles / took
-        shares = f"waiting for tiles {waited / took:.0%}, computing {computed / took:.0%}"
-        told = f"{rate:.3g} tiles/s ({shares}, writing {self._wrote / took:.0%})"
-        if waited < _BOUND * took:
-            return told
-        possible = self.tiles / computed
-        more = max(1, round(max(self.reading.workers, 1) * (possible / rate - 1)))
-        return f"{told}; reader-bound: {rate:.3g} of {possible:.3g} tiles/s; {more} more --workers"
+    def timing(self) -> Timing:
+        """Return where the time went since the first batch was asked for."""
+        took = time.perf_counter() - self._started
+        now, before = self.reading.taken(), self._before
+        reading, fetching = now.reading - before.reading, now.fetching
+        if fetching is not None:
+            fetching -= before.fetching or 0.0
+        return Timing(
+            self.tiles,
+            took,
+            waiting=now.waiting - before.waiting,
+            writing=self._wrote,
+            readers=max(self.reading.workers, 1),
+            reading=reading if fetching is None else fetching,
+            decoding=None if fetching is None else reading - fetching,
+            preparing=now.preparing - before.preparing,
+        )

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.finetune.precision import memory_format
 from tiaft_plugin.network.net import Network
+from tiaft_plugin.network.precision import memory_format
 
 PLAIN_SHARE = 0.7  # of free memory: above it, activations are checkpointed
 WEIGHT_COPIES = 4  # gradients, Adam's two means, and what its step works on

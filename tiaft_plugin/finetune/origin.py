@@ -51,8 +51,7 @@ def _card_of(init: str) -> Card | None:
 def _licence_of_timm(backbone: str) -> str:
     import timm
 
-    from tiaft_plugin.network.backbone import DEFAULT_BACKBONE, KERAS_XCEPTION
+    from tiaft_plugin.network.backbone import timm_name
 
-    name = DEFAULT_BACKBONE if backbone == KERAS_XCEPTION else backbone
-    config = timm.models.get_pretrained_cfg(name)
+    config = timm.models.get_pretrained_cfg(timm_name(backbone))
     return (config.license or "") if config else ""

@@ -22,9 +22,9 @@ import torch
 from tiaft_plugin.errors import Stopped
 from tiaft_plugin.files import DISK_ERRORS, locked, write_atomically
 from tiaft_plugin.finetune.data import Batches, Order, Tiles
-from tiaft_plugin.finetune.precision import exact_float32
 from tiaft_plugin.network.backbone import pooled_width
 from tiaft_plugin.network.net import Network
+from tiaft_plugin.network.precision import exact_float32
 from tiaft_plugin.network.weights import sha256_of_weights
 from tiaft_plugin.progress import progress
 

@@ -63,6 +63,8 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
     idle |= set() if recipe.optimizer == "sgd" else {"momentum", "nesterov"}
     idle |= set() if recipe.schedule == "inverse-time" else {"decay"}
     idle |= set() if recipe.schedule == "plateau" else {"factor", "patience", "min_lr"}
+    idle |= set() if recipe.frozen else {"frozen"}
+    idle |= set() if recipe.part_a_lr != 1 else {"part_a_lr"}
     every = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     return {name: value for name, value in every.items() if name not in idle}
 

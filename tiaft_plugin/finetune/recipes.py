@@ -29,7 +29,8 @@ class Recipe:
     `schedule` is ``constant``, ``inverse-time`` (lr / (1 + decay · step), as Keras' `decay`) or
     ``plateau`` (lr · factor once more than `patience` epochs have not lowered the loss on
     validation tiles, as torch counts; the stage ends where lr falls below `min_lr`). `keep` is
-    ``last`` or ``best``: the epoch of the lowest loss on validation tiles.
+    ``last`` or ``best``: the epoch of the lowest loss on validation tiles. Part A learns at
+    `part_a_lr` times the learning rate; `frozen` names modules of it that do not learn at all.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Recipe:
     factor: float = 0.5
     patience: int = 5
     min_lr: float = 0.0
+    part_a_lr: float = 1.0
+    frozen: str = ""
 
 
 RECIPES: Mapping[str, Recipe] = {
@@ -176,7 +179,9 @@ def _check(recipe: Recipe) -> None:
             raise TiaftError(f"lr {stage.lr:g}: learning rates are positive numbers, up to 1e6")
     if recipe.batch_size < 2:
         raise TiaftError(f"batch_size is {recipe.batch_size}: 2 or more")
-    numbers = ("momentum", "eps", "weight_decay", "decay", "factor", "min_lr", "patience")
+    numbers = (
+        "momentum", "eps", "weight_decay", "decay", "factor", "min_lr", "patience", "part_a_lr"
+    )  # fmt: skip
     wrong = [n for n in numbers if not 0 <= getattr(recipe, n) < math.inf]
     if wrong:
         raise TiaftError(f"setting {wrong[0]} is {getattr(recipe, wrong[0])}: 0 or more")

@@ -17,16 +17,17 @@ from tiaft_plugin.errors import Stopped
 from tiaft_plugin.finetune import checkpoint
 from tiaft_plugin.finetune.data import Batches, PooledBatches
 from tiaft_plugin.finetune.evaluation import Evaluation
+from tiaft_plugin.finetune.frozen import frozen_modules, parameter_groups
 from tiaft_plugin.finetune.interface import FinetuneJob
 from tiaft_plugin.finetune.losses import class_weights, losses_of, weights_of
 from tiaft_plugin.finetune.measured import Measured
 from tiaft_plugin.finetune.memory import peak_gib
 from tiaft_plugin.finetune.optimizers import Driver
-from tiaft_plugin.finetune.precision import exact_float32, memory_format
 from tiaft_plugin.finetune.recipes import Recipe, Stage
 from tiaft_plugin.finetune.sets import Sets
 from tiaft_plugin.finetune.tally import Outputs, Tally
 from tiaft_plugin.network.net import Network
+from tiaft_plugin.network.precision import exact_float32, memory_format
 from tiaft_plugin.plugins import call_hook
 from tiaft_plugin.progress import progress
 
@@ -35,8 +36,9 @@ class StageModule(nn.Module):
     """A network in one stage: from tiles, or Part A's outputs (`pooled`), to logits (N, C).
 
     With `freeze_batchnorm` the BatchNorm layers of what trains use their running statistics and
-    keep them; their scale and shift train all the same. `precision` is that of training where
-    Part A trains; all else is float32, as the model file will be.
+    keep them; their scale and shift train all the same. What `frozen` names stays as it is, see
+    `frozen_modules`. `precision` is that of training where Part A trains; all else is float32, as
+    the model file will be.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class StageModule(nn.Module):
         freeze_batchnorm: bool = False,
         pooled: bool = False,
         precision: str = "float32",
+        frozen: str = "",
     ):
         super().__init__()
         self.net, self.trains, self.precision = net, trains, precision
@@ -54,6 +57,9 @@ class StageModule(nn.Module):
         self.layout = memory_format(net.part_a)
         net.requires_grad_(False)
         self.trained.requires_grad_(True)
+        self.frozen = frozen_modules(net, frozen)
+        for part in self.frozen:
+            part.requires_grad_(False)
 
     @property
     def trained(self) -> nn.Module:
@@ -69,6 +75,8 @@ class StageModule(nn.Module):
             for layer in self.trained.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
+        for part in self.frozen:
+            part.eval()
         return self
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -152,6 +160,7 @@ class _Loop:
             freeze_batchnorm=work.job.freeze_batchnorm,
             pooled=pooled,
             precision=work.job.precision,
+            frozen=recipe.frozen,
         )
         if not pooled:
             net.part_a.to(memory_format=self.module.layout)  # type: ignore[call-overload]
@@ -167,7 +176,9 @@ class _Loop:
         self.forward: nn.Module = self.module
         self.optimizer: Any = None
         if work.stage.epochs:
-            trained = [p for p in net.parameters() if p.requires_grad]
+            trained: list = [p for p in net.parameters() if p.requires_grad]
+            if recipe.part_a_lr != 1:
+                trained = parameter_groups(net, work.stage.lr, recipe.part_a_lr)
             steps = len(work.train.order) * work.stage.epochs
             self.driver = Driver(recipe, work.stage, trained, steps)
             self.forward, self.optimizer = fabric.setup(self.module, self.driver.optimizer)

@@ -22,6 +22,7 @@ from tiaft_plugin.finetune.checks import (
     refuse_full_disk,
 )
 from tiaft_plugin.finetune.data import Batches, Order, PooledBatches, Tiles
+from tiaft_plugin.finetune.frozen import frozen_modules
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
 from tiaft_plugin.finetune.losses import class_weights
 from tiaft_plugin.finetune.measured import StageResult
@@ -29,7 +30,6 @@ from tiaft_plugin.finetune.memory import checkpoint_activations, decide, measure
 from tiaft_plugin.finetune.origin import backbone_of, describe_init, licence_of
 from tiaft_plugin.finetune.outputs import write_run
 from tiaft_plugin.finetune.pooled import pooled_outputs
-from tiaft_plugin.finetune.precision import environment, pick_precision, slow_bfloat16
 from tiaft_plugin.finetune.processes import is_first, launched, make_fabric, quiet
 from tiaft_plugin.finetune.provenance import describe_data, shared_tiles
 from tiaft_plugin.finetune.recipes import Recipe, Stage, recipe_of
@@ -39,6 +39,7 @@ from tiaft_plugin.finetune.unfinished import now_written, unfinished
 from tiaft_plugin.network.create import create_network
 from tiaft_plugin.network.device import pick_device
 from tiaft_plugin.network.net import Network
+from tiaft_plugin.network.precision import environment, pick_precision, slow_bfloat16
 from tiaft_plugin.network.weights import sha256_of_weights
 from tiaft_plugin.plugins import call_hook
 from tiaft_plugin.progress import hide_progress
@@ -74,6 +75,7 @@ def run_stages(job: FinetuneJob) -> FinetuneResult:
     device = pick_device(job.device)
     sets, warnings = check_job(job, recipe)
     net = _create(job, recipe, sets)
+    frozen_modules(net, recipe.frozen)  # which refuses names that the backbone has not
     precision: Any = pick_precision(job.precision, device)
     notes = slow_bfloat16(job.precision, device)
     job = replace(job, precision=precision)

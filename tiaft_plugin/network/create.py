@@ -10,6 +10,7 @@ from tiaft_plugin.network.backbone import (
     DEFAULT_BACKBONE,
     DEFAULT_TILE_SIZE,
     default_normalisation,
+    whole_name,
 )
 from tiaft_plugin.network.card import Card, has_card, read_card
 from tiaft_plugin.network.net import Network
@@ -35,12 +36,13 @@ def create_network(
     """Create a network in eval mode; Part B is random from `seed`, Part A comes from `init`.
 
     `init` is ``imagenet``, ``random`` or a file; where it is a tiaft model file, its card gives
-    the backbone, its arguments, mean and std that are not given here. Without classes there is no
-    Part B. `card` holds further fields of the card. Raises TiaftError.
+    the backbone, its arguments, mean and std that are not given here; `backbone` may be a part of
+    the file's. Without classes there is no Part B. `card` holds further fields of the card. Raises
+    TiaftError.
     """
     given = read_card(init) if has_card(Path(init)) else None
-    if given is not None and backbone in (None, given.backbone):
-        backbone, backbone_args = given.backbone, backbone_args or given.backbone_args
+    if given is not None and (not backbone or given.backbone in (backbone, whole_name(backbone))):
+        backbone, backbone_args = backbone or given.backbone, backbone_args or given.backbone_args
         mean, std = mean or given.mean, std or given.std
     backbone = backbone or DEFAULT_BACKBONE
     default_mean, default_std = default_normalisation(backbone)

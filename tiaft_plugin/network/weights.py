@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tiaft_plugin.errors import TiaftError, first_line
-from tiaft_plugin.network.backbone import DEFAULT_BACKBONE, KERAS_XCEPTION, timm_arguments
-from tiaft_plugin.network.card import is_file, is_safetensors, read_card
+from tiaft_plugin.network.backbone import create_backbone, timm_arguments, timm_name, whole_name
+from tiaft_plugin.network.card import Card, is_file, is_safetensors, read_card
 from tiaft_plugin.network.net import Network
 
 # Names that timm's backbones, and older files of theirs, give to what comes after Part A.
@@ -24,7 +24,8 @@ def init_part_a(net: Network, init: str) -> str:
     """Fill Part A: `init` is ``imagenet``, ``random`` or a ``.safetensors`` or ``.pth`` file.
 
     Returns a short text for the card's `source`. A file holds a timm state dict, with or without
-    its classifier, or is a tiaft model file with the same backbone. Raises TiaftError.
+    its classifier, or is a tiaft model file with the same backbone, or with the whole of which this
+    one is a part. Raises TiaftError.
     """
     if init == "random":
         return "random weights"
@@ -56,7 +57,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Copy Part A's weights out of a state dict, all but a classifier.
+    """Copy Part A's weights out of a state dict, all but a classifier and what Part A leaves out.
 
     Raises TiaftError where any is missing, or is there for another backbone.
     """
@@ -88,6 +89,9 @@ def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> N
         if not torch.isfinite(given.float()).all():
             raise TiaftError(f"{path}: weights hold NaN or infinity ({name})")
         filled[name] = given.to(value.dtype)  # float16 files become float32 networks
+    if over and whole_name(net.card.backbone) != net.card.backbone:
+        whole = _names_of_whole(net.card)
+        over = [name for name in over if name.removeprefix(prefix) not in whole]
     if over:
         raise TiaftError(
             f"{path} does not fit {net.card.backbone}, which has no {over[0]}"
@@ -113,27 +117,37 @@ def _check_same_backbone(net: Network, path: Path) -> None:
         {k: v for k, v in c.backbone_args.items() if not k.startswith("drop")}
         for c in (card, net.card)
     )
-    if (card.backbone, found) != (net.card.backbone, wanted):
+    fits = (net.card.backbone, whole_name(net.card.backbone))
+    if card.backbone not in fits or found != wanted:
         raise TiaftError(
             f"{path} does not fit: its backbone is {card.backbone} with {found or 'no arguments'}, "
             f"this network's {net.card.backbone} with {wanted or 'no arguments'}"
         )
 
 
+def _names_of_whole(card: Card) -> set[str]:
+    """Return the names of the weights of the backbone that a card's is a part of."""
+    with torch.random.fork_rng(devices=[]):
+        whole = create_backbone(whole_name(card.backbone), card.tile_size, card.backbone_args)
+    return set(whole.state_dict())
+
+
 def _from_timm(net: Network) -> str:
     name = net.card.backbone
-    timm_name = DEFAULT_BACKBONE if name == KERAS_XCEPTION else name
+    known = timm_name(name)
+    if not timm.is_model(known):
+        raise TiaftError(f"there are no ImageNet weights of {name}: pass --init FILE or random")
     try:
         args = timm_arguments(name, net.card.tile_size, net.card.backbone_args)
-        pretrained = timm.create_model(timm_name, pretrained=True, num_classes=0, **args)
+        pretrained = timm.create_model(known, pretrained=True, num_classes=0, **args)
     except Exception as error:  # timm, huggingface_hub and urllib each raise their own
         raise TiaftError(
             f"timm's ImageNet weights of {name} cannot be had ({first_line(error)}): "
             "go online once, or pass --init FILE with weights from elsewhere, or --init random"
         ) from error
-    fill_part_a(net, pretrained.state_dict(), Path(f"timm/{timm_name}"))
+    fill_part_a(net, pretrained.state_dict(), Path(f"timm/{known}"))
     config: Any = pretrained.pretrained_cfg
-    return f"Part A from timm {config.get('architecture', name)}.{config.get('tag', '')}"
+    return f"Part A from timm {config.get('architecture', known)}.{config.get('tag', '')}"
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:

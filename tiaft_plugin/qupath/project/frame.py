@@ -30,14 +30,6 @@ class Frame:
         """Return boxes (n, 4) x0, y0, x1, y1 of the slide in pixels of the image, float64."""
         return _boxes(bounds, self._forth())
 
-    def to_slide(self, bounds: np.ndarray) -> np.ndarray:
-        """Return boxes (n, 4) x0, y0, x1, y1 of the image in baseline pixels, float64."""
-        return _boxes(bounds, self._back())
-
-    def geometry_to_image(self, geometry: shapely.Geometry) -> shapely.Geometry:
-        """Return a shape of the slide in pixels of the image."""
-        return _shape(geometry, self._forth())
-
     def geometry_to_slide(self, geometry: shapely.Geometry) -> shapely.Geometry:
         """Return a shape of the image in baseline pixels of the slide."""
         return _shape(geometry, self._back())

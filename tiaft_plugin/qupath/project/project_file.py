@@ -109,13 +109,6 @@ class Project:
     classes: tuple[tuple[str, int | None], ...]
     version: str | None
 
-    def image(self, entry_id: int) -> ImageEntry:
-        """Return the image of an id. Raises TiaftError."""
-        for entry in self.images:
-            if entry.id == entry_id:
-                return entry
-        raise TiaftError(f"{self.path} has no image {entry_id}")
-
 
 def read_project(path: Path | str) -> Project:
     """Read a project, given as its folder or its ``.qpproj``.

@@ -37,16 +37,28 @@ def pull(
     TiaftError where nothing can be pulled at all.
     """
     where = where or Where()
-    if (how.tile_size is None or how.mpp is None) and how.corrections_of is None:
-        raise TiaftError("tiles need a size and µm/px: pass --tile-size and --mpp")
-    if not dry_run:
-        _refuse_taken(out, overwrite)
+    _check(out, how, overwrite, dry_run)
     drawings, failed = _read(sources, where)
+    return pull_drawings(drawings, out, how, where, failed, overwrite=overwrite, dry_run=dry_run)
+
+
+def pull_drawings(
+    drawings: Sequence[Drawing],
+    out: Path,
+    how: How,
+    where: Where | None = None,
+    failed: Sequence[Pulled] = (),
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> list[Pulled]:
+    """Do what `pull` does, with drawings from anywhere; `failed` are results of what gave none."""
+    _check(out, how, overwrite, dry_run)
     drawings = _chosen(drawings, how)
     used = (region for each in drawings for region in (*each.annotations, *each.changed))
     how.labels.refuse_unknown(region.class_name or "" for region in used)
-    slides, unusable = drawn_slides(drawings, where)
-    failed += unusable
+    slides, unusable = drawn_slides(drawings, where or Where())
+    failed = [*failed, *unusable]
     plans = plan_slides(slides, how)
     if not any(plan.tiles for plan in plans):
         raise TiaftError(_nothing(plans, failed))
@@ -55,6 +67,14 @@ def pull(
         with _disk_errors(out), write_folder_atomically(out, overwrite=overwrite) as folder:
             results = write_tile_files(folder, plans, how)
     return [*results, *failed]
+
+
+def _check(out: Path, how: How, overwrite: bool, dry_run: bool) -> None:
+    """Raise TiaftError where tiles have no size, or `out` may not be made."""
+    if (how.tile_size is None or how.mpp is None) and how.corrections_of is None:
+        raise TiaftError("tiles need a size and µm/px: pass --tile-size and --mpp")
+    if not dry_run:
+        _refuse_taken(out, overwrite)
 
 
 def _refuse_taken(out: Path, overwrite: bool) -> None:

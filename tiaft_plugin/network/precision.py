@@ -1,4 +1,4 @@
-"""In which precision training computes, and what else decides its bits on this machine."""
+"""In which precision a network computes, and what else decides its bits on this machine."""
 
 import os
 import platform
