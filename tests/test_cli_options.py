@@ -7,7 +7,7 @@ from tiaft_plugin.cli.finetune import finetune
 from tiaft_plugin.cli.models import models
 from tiaft_plugin.cli.options import KEY_VALUE, CommaList
 
-SHARED = ("backbone_args", "init", "mean", "std", "seed")
+SHARED = ("backbone_args", "init", "mean", "std", "seed", "truncate")
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -1,5 +1,6 @@
 """The plug-in manager: what it loads, whom it blames, and that every hook is documented."""
 
+import ast
 import inspect
 import os
 import re
@@ -154,7 +155,7 @@ def test_each_plugin_calls_one_at_a_time(manager):
     add(manager, "c", register_probes=lambda register: None)
     calls = dict(each_plugin("measure_tiles"))
     assert list(calls) == ["a", "b"]
-    calls["b"](slide=None, tiles=None)
+    calls["b"](slide=None, tiles=None, store=None)
     assert called == ["b"]
 
 
@@ -204,14 +205,14 @@ def test_the_first_choice_wins_and_none_leaves_it_to_others(manager, hook):
 def test_every_plugin_measures_tiles(manager):
     add(manager, "a", measure_tiles=lambda tiles: {"A": tiles})
     add(manager, "b", measure_tiles=lambda slide: {"B": slide})
-    added = manager.hook.measure_tiles(slide="s", tiles=[1.0])
+    added = manager.hook.measure_tiles(slide="s", tiles=[1.0], store=None)
     assert sorted(added, key=str) == [{"A": [1.0]}, {"B": "s"}]
 
 
 def test_call_hook_gives_what_the_hook_gives(manager):
     add(manager, "a", measure_tiles=lambda tiles: {"A": tiles}, choose_optimizer=lambda lr: "a")
     add(manager, "b", measure_tiles=lambda slide: {"B": slide}, choose_optimizer=lambda lr: "b")
-    assert call_hook("measure_tiles", slide="s", tiles=1) == [{"B": "s"}, {"A": 1}]
+    assert call_hook("measure_tiles", slide="s", tiles=1, store=None) == [{"B": "s"}, {"A": 1}]
     assert call_hook("choose_optimizer", stage=1, parameters=[], lr=0.1, steps=9) == "b"
     assert call_hook("stage_ended", stage=1, network=None) == []
     assert call_hook("choose_augmentation", stage=1, tile_size=8) is None
@@ -228,7 +229,7 @@ def test_a_plugin_that_fails_inside_a_run_is_named(manager):
         r"TIAFT_DISABLE_PLUGINS=bad leaves it out"
     )
     with pytest.raises(TiaftError, match=fault):
-        call_hook("measure_tiles", slide="s", tiles=[])
+        call_hook("measure_tiles", slide="s", tiles=[], store=None)
 
 
 def test_a_hook_around_the_others_is_not_blamed_for_them(manager):
@@ -242,11 +243,11 @@ def test_a_hook_around_the_others_is_not_blamed_for_them(manager):
 
     manager.register(Around(), name="around")
     add(manager, "inner", measure_tiles=lambda tiles: 1 / tiles if tiles == 0 else "inner")
-    assert call_hook("measure_tiles", slide="s", tiles=1) == ["inner", "around"]
+    assert call_hook("measure_tiles", slide="s", tiles=1, store=None) == ["inner", "around"]
     with pytest.raises(TiaftError, match="plug-in inner failed in measure_tiles: ZeroDiv"):
-        call_hook("measure_tiles", slide="s", tiles=0)
+        call_hook("measure_tiles", slide="s", tiles=0, store=None)
     with pytest.raises(TiaftError, match="plug-in around failed in measure_tiles: ValueError"):
-        call_hook("measure_tiles", slide="s", tiles="fail")
+        call_hook("measure_tiles", slide="s", tiles="fail", store=None)
 
 
 def test_every_hook_is_documented_with_its_signature():
@@ -280,8 +281,8 @@ def test_an_installed_plugin_is_found(tmp_path):
     install(tmp_path, "mine", HEADER + "@hookimpl\ndef register_probes(register): pass\n")
     done = run(tmp_path, LIST)
     assert "'mine'" in done.stdout and "'zoo'" in done.stdout, done.stderr
-    source = run(tmp_path, "from tiaft_plugin.plugins import *; print(describe()[-1].source)")
-    assert source.stdout.strip() == "plugin_mine 1.5"
+    code = "from tiaft_plugin.plugins import *; print({i.name: i.source for i in describe()})"
+    assert "'mine': 'plugin_mine 1.5'" in run(tmp_path, code).stdout
 
 
 @pytest.mark.parametrize(
@@ -338,13 +339,13 @@ def test_tracing(tmp_path):
     code = (
         "from tiaft_plugin.plugins import *\n"
         "call_hook('stage_ended', stage=1, network=None)\n"
-        "try: call_hook('measure_tiles', slide=1, tiles=2)\n"
+        "try: call_hook('measure_tiles', slide=1, tiles=2, store=3)\n"
         "except TiaftError: pass\n"
     )
     assert run(tmp_path, code).stderr == ""
     lines = run(tmp_path, code, TIAFT_TRACE_PLUGINS="1").stderr.splitlines()
     assert lines[0].startswith("tiaft: hook stage_ended(stage, network) -> ")
-    assert lines[1] == "tiaft: hook measure_tiles(slide, tiles) -> mine"
+    assert lines[1] == "tiaft: hook measure_tiles(slide, tiles, store) -> interpretability, mine"
     assert lines[2].startswith("tiaft: hook measure_tiles raised TiaftError(")
     assert "plug-in mine failed in measure_tiles: ZeroDivisionError" in lines[2]
 
@@ -366,3 +367,15 @@ def test_built_ins_load_nothing_heavy(tmp_path):
 def test_a_pluggy_validation_error_becomes_one_line():
     error = pluggy.PluginValidationError(None, "first\nsecond")
     assert plugins._reason(error) == "first; second"
+
+
+@pytest.mark.parametrize("extension", ["interpretability", "truncation"])
+def test_extensions_use_what_a_strangers_plugin_could(extension):
+    """Public names of tiaft_plugin alone; and tiaft_plugin knows no extension."""
+    for file in (ROOT / "extensions" / extension).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tiaft_plugin"):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert not [name for name in names if name.startswith("_")], (file, names)
+    for file in (ROOT / "tiaft_plugin").rglob("*.py"):
+        assert "tiaft_extensions" not in file.read_text(encoding="utf-8"), file

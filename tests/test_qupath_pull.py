@@ -183,6 +183,13 @@ def planned(*areas, size=32, stride=None, min_coverage=0.5, over=()):
     )
 
 
+def test_tiles_too_small_to_count_are_refused():
+    with pytest.raises(TiaftError, match=r"tiles of 32 px would lie on the slide: a larger --mpp"):
+        plan_tiles(
+            [Area("a", shapely.box(0, 0, 64, 64), "x")], (128, 128), np.full(2, 1e-9), 32, 32, 0.5
+        )
+
+
 def labels_of(plan) -> dict:
     return {(tile.x, tile.y): tile.label for tile in plan.tiles}
 

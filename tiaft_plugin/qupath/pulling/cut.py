@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
-from tiaft_plugin.errors import Stopped, first_line
+from tiaft_plugin.errors import Stopped, TiaftError, first_line
 from tiaft_plugin.qupath.pulling.corrections import Correction
 from tiaft_plugin.qupath.pulling.cover import (
     Overlap,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tiatoolbox.wsicore import WSIReader
 
 _AT_ONCE = 64  # tiles in memory
+MOST_PLACES = 1e8  # on a slide, of tiles: a mistake in µm/px, which would take all memory
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,17 @@ def plan_tiles(
     µm/px; `size` and `stride` are in the latter. Where annotations overlap, the smaller one counts;
     what lies in `over` (baseline pixels) counts for none. A tile gets the label that covers most of
     it, the first by name of two that cover as much, if that is `min_coverage` of it or more.
-    Overlaps are in square pixels at the tiles' µm/px.
+    Overlaps are in square pixels at the tiles' µm/px. Raises TiaftError where tiles are so small
+    that a slide has more than 1e8.
     """
     if not areas:
         return Planned([], [], [])
     width, height = np.asarray(slide_size) / scale
+    if (places := (width / stride) * (height / stride)) > MOST_PLACES:
+        raise TiaftError(
+            f"{places:.3g} tiles of {size} px would lie on the slide: a larger --mpp or --stride "
+            "makes fewer"
+        )
     shapes = np.array([scaled(area.geometry, scale) for area in areas], dtype=object)
     visible, overlaps = seen_from_above(shapes, [area.id for area in areas])
     if over:

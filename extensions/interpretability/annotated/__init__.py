@@ -1,0 +1,1 @@
+"""Labelled tiles out of annotated slides."""

@@ -1,0 +1,1 @@
+"""Which concepts a layer holds: regression concept vectors, TCAV and Br."""

@@ -1,0 +1,1 @@
+"""Where a network looks: Grad-CAM and Grad-CAM++ of tiles and slides, and whether to trust them."""

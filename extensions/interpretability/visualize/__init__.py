@@ -1,0 +1,1 @@
+"""What a channel stands for: pictures that make it respond most (activation maximisation)."""

@@ -1,0 +1,1 @@
+"""The study: which cut, from which weights, with how much data."""
