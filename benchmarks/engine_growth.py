@@ -132,9 +132,10 @@ def plot(rows: list[Row], file: Path, title: str) -> None:
         own = [row for row in rows if row["way"] == way and "about" not in row]
         tiles = [row["tiles"] for row in own]
         axes[0].plot(tiles, [row["cpu"] for row in own], "o-", color=colour, label=way)
-        axes[1].plot(tiles, [row["peak"] for row in own], "o-", color=colour, label=way)
+        growth = [row["peak"] - own[0]["peak"] for row in own]
+        axes[1].plot(tiles, growth, "o-", color=colour, label=way)
     axes[0].set(xscale="log", yscale="log", ylabel="processor seconds")
-    axes[1].set(ylabel="peak memory, MB", ylim=(0, None))
+    axes[1].set(ylabel=f"peak memory above that of {rows[0]['tiles']} tiles, MB")
     for axis in axes:
         axis.set_xlabel("tiles")
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """What bfloat16 does to features, and to the accuracy of a probe that learns from them.
 
-    python benchmarks/precision.py [OUT] [--repeats 10]
+    python benchmarks/precision.py [OUT] [--repeats 3]
 
 MobileNetV2 with ImageNet's weights and, since there are none here, Xception with random ones; the
 tiles of kather2016 (960 of 10 slides, 8 classes) and of CRC-VAL-HE-7K (32, slides unknown), found
@@ -101,7 +101,7 @@ def main() -> None:
     """Compute what is not there yet; print a line a network and tile set."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", nargs="?", type=Path, help="folder for what was computed")
-    parser.add_argument("--repeats", type=int, default=10, help="of the probe's folds")
+    parser.add_argument("--repeats", type=int, default=3, help="of the probe's folds")
     options = parser.parse_args()
     print(f"{machine()}, {torch.get_num_threads()} threads; {options.repeats} repeats of the folds")
     print(f"{'':34}{'tiles':>6}{'auto':>10}{'cosine least':>14}{'median':>8}{'error':>8}", end="")

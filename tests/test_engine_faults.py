@@ -191,6 +191,7 @@ def test_a_disk_that_is_full_in_the_middle(tiny_model, slide, whole, tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": str(whole.facts["threads"])},
     )
     if run.returncode in (1, 77) and "full:" not in run.stdout:
         pytest.skip("no mount in a namespace of one's own: a small disk cannot be made here")

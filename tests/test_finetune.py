@@ -271,7 +271,15 @@ def test_part_a_computed_once_gives_what_computing_it_each_epoch_gives(job, done
         torch.testing.assert_close(value, each[key], rtol=1e-4, atol=1e-5)
 
 
-def test_ctrl_c_in_training_is_a_keyboard_interrupt_and_leaves_no_file(job, plugin):
+@pytest.fixture
+def hears_ctrl_c():
+    """What a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_training_is_a_keyboard_interrupt_and_leaves_no_file(job, plugin, hears_ctrl_c):
     class Impatient:
         @hookimpl
         def epoch_ended(self, stage, epoch):

@@ -240,7 +240,8 @@ def test_every_field_of_a_job_is_an_option():
     assert reading | {"finetuner", "register"} == (
         set(inspect.signature(finetune_tiles).parameters) - {"path", "say", "job"}
     )
-    assert reading | {"finetuner", "register", "tiles"} == (
+    # --truncate is a way to write --backbone
+    assert reading | {"finetuner", "register", "tiles", "truncate"} == (
         options - {field.name for field in fields(FinetuneJob)} | {"val", "test"}
     )
 

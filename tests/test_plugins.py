@@ -369,7 +369,9 @@ def test_a_pluggy_validation_error_becomes_one_line():
     assert plugins._reason(error) == "first; second"
 
 
-@pytest.mark.parametrize("extension", ["interpretability", "truncation"])
+@pytest.mark.parametrize(
+    "extension", ["histotransfer", "interpretability", "transcriptomics", "truncation"]
+)
 def test_extensions_use_what_a_strangers_plugin_could(extension):
     """Public names of tiaft_plugin alone; and tiaft_plugin knows no extension."""
     for file in (ROOT / "extensions" / extension).rglob("*.py"):

@@ -349,7 +349,7 @@ def spoiled(good, **change):
     ("change", "said"),
     [
         ({"kind": "survival"}, "kind is 'survival': one of classes, numbers, binary is needed"),
-        ({"unit": None}, "unit is None: one of tile, patient is needed"),
+        ({"unit": None}, "unit is None: one of tile, patient, slide is needed"),
         ({"settings": None}, "settings are None: a dict is needed, or an empty one"),
         ({"settings": [("a", 1)]}, r"settings are \[\('a', 1\)\]: a dict is needed"),
         ({"settings": {"rng": np.int64(1)}}, "settings cannot be written as JSON: .*int64"),

@@ -101,19 +101,17 @@ _COMMON = together(
     click.option("--cluster", metavar="ADDRESS", help="Compute on this Dask scheduler's cluster."),
     click.option("--overwrite", is_flag=True, help="Replace the results in OUT."),
 )
-_OF_PATIENTS = together(
-    click.option(
-        "--patients",
-        type=_PATH,
-        help="CSV table with columns slide,patient, for stores that do not name their patient.",
-    ),
-    click.option(
-        "--aggregate",
-        default="mean",
-        show_default=True,
-        metavar="NAME",
-        help="From all tiles of a patient to one row: mean, or a plug-in's way.",
-    ),
+_PATIENTS = click.option(
+    "--patients",
+    type=_PATH,
+    help="CSV table with columns slide,patient, for stores that do not name their patient.",
+)
+_AGGREGATE = click.option(
+    "--aggregate",
+    default="mean",
+    show_default=True,
+    metavar="NAME",
+    help="From all tiles of a patient to one row: mean, or a plug-in's way.",
 )
 _OF_GENES = together(
     click.option(
@@ -163,8 +161,9 @@ _OF_NUMBERS = together(
 def _command(name: str, thing: Any) -> click.Command:
     """Make the command of a probe: its options depend on what a row is, and on the labels."""
     options: list[Callable] = [_COMMON, _labels_option(thing)]
-    if thing.unit == "patient":
-        options.append(_OF_PATIENTS)
+    reads = hasattr(thing, "read")  # its inputs itself
+    if thing.unit != "tile":
+        options.append(_PATIENTS if reads else together(_PATIENTS, _AGGREGATE))
     options.append(_OF_CLASSES if thing.kind == "classes" else _OF_GENES)
     if thing.kind == "numbers":
         options.append(_OF_NUMBERS)
@@ -175,11 +174,13 @@ def _command(name: str, thing: Any) -> click.Command:
     title = getattr(thing, "title", "") or f"Probe {name}"
     command.__doc__ = f"""{title}.
 
-    FEATURES are {_WHAT[thing.unit]}; NAME= gives a set a name.
+    FEATURES are {_STORES if reads else _WHAT[thing.unit]}; NAME= gives a set a name.
     """
-    return click.command(name, short_help=title)(together(*options)(command))
+    own = {"default_map": dict(getattr(thing, "defaults", {}))}
+    return click.command(name, short_help=title, context_settings=own)(together(*options)(command))
 
 
+_STORES = "what this probe reads, such as folders of stores (of tiaft extract)"
 _WHAT = {
     "tile": ".npz (of tiaft features), .csv, .tsv or .parquet tables with a row a tile",
     "patient": "folders of stores (of tiaft extract), or .npz, .csv, .tsv or .parquet tables with "

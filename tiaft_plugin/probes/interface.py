@@ -10,7 +10,7 @@ from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.plugins import Registered
 
 Kind = Literal["classes", "numbers", "binary"]
-Unit = Literal["tile", "patient"]
+Unit = Literal["tile", "patient", "slide"]
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
@@ -22,7 +22,15 @@ class Probe(Protocol):
     `settings` are recorded. The protocol around it (folds, baselines, statistics, report) is
     `tiaft_plugin.probes.run`'s, the same for every probe.
 
-    Optional: `variants`, names of several scores that a fit gives ("binary" only), and `title`.
+    Optional: `variants`, names of several scores that a fit gives ("binary" only); `title`;
+    `defaults`, other defaults of the protocol's options, by name; and for what is neither a tile
+    nor a row of numbers
+
+    - ``read(features, labels, patients)`` returns feature tables and targets of what a user
+      named, instead of `read_inputs`: paths by name, a path or None, and patients by slide. A
+      table's `values` may then be `Rows`, which `fit` and the function it returns get a part of;
+    - ``leave(folder, experiment, problem, seed)`` writes what else there is to keep into a new
+      folder, whose files and folders then go beside the results.
     """
 
     kind: Kind
@@ -46,6 +54,19 @@ class Probe(Protocol):
         together: where their level depends on the training rows, take it off.
         """
         ...
+
+
+class Rows(Protocol):
+    """N rows that are no numbers, such as bags of tiles; they go to other processes, by pickle.
+
+    `rows` (n,) are indices or bool, as numpy takes them. `sha256` names all that is in them.
+    """
+
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray) -> "Rows": ...
 
 
 def sound(registered: Registered) -> Registered:
@@ -72,16 +93,19 @@ class FeatureTable:
     `keys` (N,) are unique texts (tile file or patient), sorted; `values` (N, D) float32; `groups`
     (N,) text or None where nothing is known of slides and patients; `labels` (N,) text where the
     file brings them; `colour` (N, B) float32 where it brings what colour alone says. `source`
-    holds "format", "files", "sha256" and "models" (name and sha256 of each).
+    holds "format", "files", "sha256" and "models" (name and sha256 of each). `values` and `colour`
+    may be `Rows` for a probe that reads its own. `unit` says what a row is where that is for the
+    table to say, not the probe.
     """
 
     name: str
     keys: np.ndarray
-    values: np.ndarray
+    values: Any
     groups: np.ndarray | None = None
     labels: np.ndarray | None = None
-    colour: np.ndarray | None = None
+    colour: Any = None
     source: dict[str, Any] = field(default_factory=dict)
+    unit: Unit | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,8 @@ class Targets:
 class Experiment:
     """Feature sets and targets of the very same N rows, sorted by key.
 
-    `features` maps each set's name to (N, D) float32; `colour` is (N, B) float32 or None;
+    `features` maps each set's name to (N, D) float32; `colour` is (N, B) float32 or None (either
+    may be `Rows`);
     `groups` (N,) text: the patient or slide of each row, its own key where nothing is known
     (`grouped` is then False, unless a row is a patient). `values` and `names` as in Targets.
     `notes` are sentences for the report: what was left out, what is odd.
@@ -117,8 +142,8 @@ class Experiment:
     grouped: bool
     names: tuple[str, ...]
     values: np.ndarray
-    features: dict[str, np.ndarray]
-    colour: np.ndarray | None = None
+    features: dict[str, Any]
+    colour: Any = None
     notes: tuple[str, ...] = ()
     sources: dict[str, Any] = field(default_factory=dict)
 

@@ -27,10 +27,11 @@ def read_labels(
     *,
     names: Sequence[str] | None = None,
     transform: Transform = "log2p1",
+    key_columns: Sequence[str] = (*KEYS, "patient"),
 ) -> Targets:
     """Read what is to be predicted from ``.csv``, ``.tsv`` or ``.parquet``.
 
-    "classes": a key (`key`, `file`, `tile` or `id`, or `patient`) and `label`. "numbers" and
+    "classes": a key, the first of `key_columns` there is, and `label`. "numbers" and
     "binary": `patient` (or a key), and a column a gene, of which `names` are taken. All may have
     `group`, `slide` and `patient`, which say what rows belong to. A missing value is NaN, a
     missing label "".
@@ -42,7 +43,7 @@ def read_labels(
     if transform not in TRANSFORMS:
         raise TiaftError(f"no transform is called {transform!r}: {', '.join(TRANSFORMS)}")
     if kind == "classes":
-        return _read_classes(path)
+        return _read_classes(path, key_columns)
     key, table = _read(path, ("patient", *KEYS), names=names)
     source: dict[str, Any] = {**table.source, "notes": []}
     if not table.names:
@@ -75,8 +76,8 @@ def labels_of(table: FeatureTable) -> Targets:
     return Targets("classes", table.keys, table.labels, classes, table.groups, source)
 
 
-def _read_classes(path: Path) -> Targets:
-    key, table = _read(path, (*KEYS, "patient"), names=(), more=("label",))
+def _read_classes(path: Path, columns: Sequence[str]) -> Targets:
+    key, table = _read(path, columns, names=(), more=("label",))
     if "label" not in table.texts:
         raise TiaftError(f"{path}: no column label, which names the class of each {key}")
     labels = table.texts["label"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -247,6 +247,8 @@ def _groups(
 
 
 def _note_constant_features(table: FeatureTable, notes: list[str]) -> None:
+    if not isinstance(table.values, np.ndarray):
+        return
     zero = int((table.values == 0).all(axis=0).sum())
     constant = int((table.values == table.values[0]).all(axis=0).sum()) - zero
     width = table.values.shape[1]
@@ -281,18 +283,24 @@ def _note_odd_groups(groups: np.ndarray, targets: Targets, grouped: bool, notes:
         )
 
 
-def _colour(tables: Sequence[FeatureTable], notes: list[str]) -> np.ndarray | None:
+def _colour(tables: Sequence[FeatureTable], notes: list[str]) -> Any:
     """Return the colours of the first set that brings them."""
     colours = {table.name: table.colour for table in tables if table.colour is not None}
     if not colours:
         return None
     name, first = next(iter(colours.items()))
-    if any(not np.array_equal(first, other) for other in colours.values()):
+    if any(not _same(first, other) for other in colours.values()):
         notes.append(
             f"the feature sets bring different colours: the colour baseline is of {name}'s; were "
             "tiles of another resolution or stain normalisation read?"
         )
     return first
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    return one.sha256 == other.sha256
 
 
 def _source(thing: FeatureTable | Targets) -> Mapping[str, object]:

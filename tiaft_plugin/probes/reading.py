@@ -24,7 +24,11 @@ def read_inputs(
     transform: Transform = "none",
 ) -> tuple[list[FeatureTable], Targets]:
     """Read feature sets ([NAME=]PATH) and a table of labels for a probe. Raises TiaftError."""
-    chosen = parse_feature_arguments(features).items()
+    named = parse_feature_arguments(features)
+    own = getattr(probe, "read", None)
+    if own is not None:
+        return own(named, labels, read_patient_table(patients) if patients else {})
+    chosen = named.items()
     if probe.unit == "tile":
         tables = [read_tiles(path, name) for name, path in chosen]
     else:

@@ -63,9 +63,8 @@ def run_probe(
     Raises TiaftError.
     """
     registered = find_probe(probe)
-    experiment = match(
-        tables, targets, unit=registered.thing.unit, unmatched=unmatched, missing=missing
-    )
+    unit = tables[0].unit if tables and tables[0].unit else registered.thing.unit
+    experiment = match(tables, targets, unit=unit, unmatched=unmatched, missing=missing)
     settings = Settings(
         folds=folds,
         repeats=repeats,
@@ -93,6 +92,7 @@ def run_probe(
         result = _computed(
             registered, experiment, problems, settings, kept, workers, cluster, verbose
         )
+        _leave(registered, experiment, problems, seed, kept / "left", out)
         circumstances = {
             "seconds": round(time.time() - begun, 1),
             "finished": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -106,6 +106,28 @@ def run_probe(
         write_result(out, result, circumstances)
         shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return result
+
+
+def _leave(
+    registered: Registered,
+    experiment: Experiment,
+    problems: list[Problem],
+    seed: int,
+    folder: Path,
+    out: Path,
+) -> None:
+    """Let a probe that keeps more than scores write it, and put it where the results go."""
+    leave = getattr(registered.thing, "leave", None)
+    if leave is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for problem in problems:
+        leave(folder, experiment, problem, seed)
+    for path in sorted(folder.iterdir()):
+        place = out / path.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        path.replace(place)
 
 
 def find_probe(name: str) -> Registered:
@@ -238,7 +260,7 @@ def _compute(context: tuple, piece: Piece) -> np.ndarray:
     probe, sets, problems, settings = context
     what, s, p, number = piece
     problem = problems[p]
-    features = np.asarray(sets[s])[problem.rows]
+    features = sets[s][problem.rows]
     if what == "cv":
         seed = fold_seed(settings.seed, number)
         return predict_repeat(probe, features, problem, problem.folds[number], seed)
@@ -265,6 +287,9 @@ def _fingerprint(registered: Registered, experiment: Experiment, settings: Setti
     if experiment.colour is not None:
         arrays.append(experiment.colour)
     for array in arrays:
+        if not isinstance(array, np.ndarray):
+            digest.update(array.sha256.encode())
+            continue
         digest.update(str((array.dtype, array.shape)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     about = {

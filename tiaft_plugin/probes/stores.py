@@ -34,10 +34,8 @@ def read_patients_of_stores(
     complete, of other models or settings than the rest, or of one slide.
     """
     where = f"{path} (features {name})"
-    stores = _open_all(where, _find(path, where))
-    _refuse_mixes(where, stores)
-    by_patient, notes = _by_patient(where, stores, table)
-    notes += _left_over(stores, table)
+    stores = open_stores(path, name)
+    by_patient, notes = stores_by_patient(where, stores, table)
     empty = [patient for patient, its in by_patient.items() if not sum(map(len, its))]
     if empty:
         notes.append(f"patients without a tile are left out: {some(empty)}")
@@ -55,8 +53,20 @@ def read_patients_of_stores(
         np.array(list(rows)),
         stack(rows),
         colour=colours,
-        source={**_source(path, stores), "notes": notes + lacking},
+        source={**source_of(stores), "notes": notes + lacking},
     )
+
+
+def open_stores(path: Path, name: str) -> list[Store]:
+    """Return the feature store, or all the stores in the folder, at `path`: a set called `name`.
+
+    Raises TiaftError for stores that are not complete, of other models or settings than the rest,
+    or of one slide.
+    """
+    where = f"{path} (features {name})"
+    stores = _open_all(where, _find(path, where))
+    _refuse_mixes(where, stores)
+    return stores
 
 
 def _find(path: Path, where: str) -> list[Path]:
@@ -121,10 +131,14 @@ _COMPARED: dict[str, Callable[[Store], str]] = {
 }
 
 
-def _by_patient(
+def stores_by_patient(
     where: str, stores: Sequence[Store], table: Mapping[str, str]
 ) -> tuple[dict[str, list[Store]], list[str]]:
-    """Return each patient's stores, and a sentence on slides whose patient nobody names."""
+    """Return each patient's stores, and sentences on slides that lack a patient, or a store.
+
+    `table` maps slides (file name or stem) to patients; a slide that nobody names is its own.
+    Raises TiaftError, which begins with `where`, where store and table contradict each other.
+    """
     found: dict[str, list[Store]] = {}
     alone: dict[str, list[Store]] = {}
     for store in stores:
@@ -145,7 +159,8 @@ def _by_patient(
             f"{where}: slides without a patient have the name of another slide or patient: "
             f"{some(same)}: name their patients in a table, slide,patient"
         )
-    return {**found, **alone}, [alone_note(sorted(alone))] if alone else []
+    notes = [alone_note(sorted(alone))] if alone else []
+    return {**found, **alone}, notes + _left_over(stores, table)
 
 
 def _left_over(stores: Sequence[Store], table: Mapping[str, str]) -> list[str]:
@@ -165,20 +180,20 @@ def _row(
     if aggregate is mean_of_tiles:
         total = np.zeros(stores[0].values.shape[1])
         for store in stores:
-            for values in _chunks(store):
+            for values in checked_chunks(store):
                 total += values.sum(axis=0, dtype=np.float64)
                 done(len(values))
         return total / sum(map(len, stores))
     features, slides = [], []
     for store in stores:
-        for values in _chunks(store):
+        for values in checked_chunks(store):
             features.append(values)
             slides += [store.facts["slide"]["name"]] * len(values)
             done(len(values))
     return represent(aggregate, patient, np.concatenate(features), np.array(slides))
 
 
-def _chunks(store: Store) -> Iterator[np.ndarray]:
+def checked_chunks(store: Store) -> Iterator[np.ndarray]:
     """Give (n, D) float32 chunk by chunk. Raises TiaftError for what is not what was written."""
     group = open_sound(store.path)
     for number in range(group["chunk_crc32"].shape[0]):
@@ -217,7 +232,7 @@ def _colours(
     return np.stack(rows), []
 
 
-def _source(path: Path, stores: Sequence[Store]) -> dict[str, Any]:
+def source_of(stores: Sequence[Store]) -> dict[str, Any]:
     """Return what is recorded: the hash is of all stores' own, whatever they are called."""
     digests = []
     for store in stores:

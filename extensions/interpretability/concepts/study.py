@@ -85,7 +85,8 @@ def choose_tiles(
     """Return up to `count` random tiles that have all concepts, these, and notes for people.
 
     1,500 leave 1,000 to each fit, as many as the paper fits. `names` are measured here; `given`
-    hold values of all tiles of the set. Raises TiaftError where hardly any tile has all concepts, or one is constant.
+    hold values of all tiles of the set. Raises TiaftError where hardly any tile has all concepts,
+    or one is constant.
     """
     find_concepts(names)
     known = Concepts((), np.zeros((len(tileset), 0)))

@@ -1,0 +1,1 @@
+"""Centred kernel alignment: how alike what two networks make of the same tiles is."""

@@ -1,0 +1,15 @@
+"""``tiaft transcriptomics``: one small module per command."""
+
+import click
+
+from tiaft_extensions.transcriptomics.cli.expression import expression
+from tiaft_extensions.transcriptomics.cli.tune import tune
+
+
+@click.group()
+def transcriptomics() -> None:
+    """Fine-tune on gene expression."""
+
+
+transcriptomics.add_command(expression)
+transcriptomics.add_command(tune)

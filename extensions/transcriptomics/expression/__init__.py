@@ -1,0 +1,1 @@
+"""Expression tables as people have them, and whose slides they belong to."""
