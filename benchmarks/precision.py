@@ -9,21 +9,23 @@ own `Compute`, bfloat16 whether it is earned or not; "auto" is what the engine w
 after its trial on 64 tiles. The tissue probe then learns from either (5 folds of whole slides; of
 CRC-VAL-HE-7K 4 folds of tiles), both split alike.
 
-"cosine" is a tile's, to float32, "error" the relative error of all. Accuracies are of predictions
-averaged over repeats; "bfloat16 − float32" is the mean difference over folds, in points, with its
-95 % interval by Nadeau and Bengio's corrected t test; "changed" is the share of tiles that the two
-probes, averaged over repeats, predict differently. What was computed is kept in OUT: an interrupted
-benchmark, given again, goes on.
+"cosine" is a tile's, to float32; "error" is that of all features, relative to their size and, "of
+spread", to how they differ from their mean over the tiles, which is all that a probe sees.
+Accuracies are of predictions averaged over repeats; "bfloat16 − float32" is the mean difference
+over folds, in points, with its 95 % interval by Nadeau and Bengio's corrected t test; "changed" is
+the share of tiles that the two probes, averaged over repeats, predict differently. What was
+computed is kept in OUT: an interrupted benchmark, given again, goes on.
 """
 
 import argparse
+import itertools
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from engine_network import model_of
 from kept import Kept, machine
 
@@ -60,38 +62,34 @@ def features_of(backbone: str, tiles: TileSet, out: Path) -> tuple[dict[str, np.
         return {name: kept[name] for name in (FLOAT, HALF)}, str(kept["auto"])
 
 
-def compare(backbone: str, name: str, repeats: int, out: Path) -> dict[str, Any]:
-    """Return what bfloat16 changes of a network's features of a tile set, and of the probe."""
-    mpp, folds = SETS[name]
-    tiles = _sorted(read_tileset(DATA / name, mpp=mpp))
-    keys, groups = _keys(tiles), _groups(tiles)
-    features, auto = features_of(backbone, tiles, out)
+def distances(features: dict[str, np.ndarray]) -> str:
+    """Return how far bfloat16's features are from float32's, in columns."""
+    found, wanted = (features[name].astype(np.float64) for name in (HALF, FLOAT))
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    cosines = (found * wanted).sum(1) / norms
+    spread = relative_error(found - found.mean(0), wanted - wanted.mean(0))
+    error = relative_error(found, wanted)
+    return f"{cosines.min():8.4f}{np.median(cosines):8.4f}{error:8.2%}{spread:11.1%}"
+
+
+def probed(features: dict[str, np.ndarray], tiles: TileSet, repeats: int) -> dict[str, Any]:
+    """Return the accuracy of the tissue probe with each precision, and their difference."""
+    keys = np.array([tiles.shown(file) for file in tiles.files])
+    groups = np.array(tiles.groups) if any(tiles.groups) else None
     result = run_probe(
         "tissue",
         [FeatureTable(precision, keys, values) for precision, values in features.items()],
         Targets("classes", keys, np.array(tiles.labels), tiles.classes, groups),
-        folds=folds, repeats=repeats, grouped=groups is not None, permutations=0, reference=FLOAT,
-        verbose=False,
+        folds=SETS[tiles.root.name][1], repeats=repeats, grouped=groups is not None,
+        permutations=0, reference=FLOAT, verbose=False,
     )  # fmt: skip
-    accuracy = {
-        row["features"]: row["value"]
-        for row in result.summary["scores"]
-        if row["metric"] == "accuracy" and not row["target"]
-    }
-    [difference] = (
-        row
-        for row in result.summary["comparisons"]
-        if row["metric"] == "accuracy" and not row["target"]
+    accuracy, [difference] = (
+        [row for row in result.summary[what] if row["metric"] == "accuracy" and not row["target"]]
+        for what in ("scores", "comparisons")
     )
     predicted = [result.predictions[f"average/{p}/0/0"].argmax(1) for p in (FLOAT, HALF)]
-    cosines = _cosines(features[HALF], features[FLOAT])
     return {
-        "tiles": len(tiles),
-        "auto": auto,
-        "least_cosine": float(cosines.min()),
-        "median_cosine": float(np.median(cosines)),
-        "error": relative_error(features[HALF], features[FLOAT]),
-        **{f"accuracy_{precision}": accuracy[precision] for precision in (FLOAT, HALF)},
+        **{f"accuracy_{row['features']}": row["value"] for row in accuracy},
         **{name: difference[name] for name in ("difference", "low", "high")},
         "changed": float((predicted[0] != predicted[1]).mean()),
     }
@@ -103,44 +101,33 @@ def main() -> None:
     parser.add_argument("out", nargs="?", type=Path, help="folder for what was computed")
     parser.add_argument("--repeats", type=int, default=3, help="of the probe's folds")
     options = parser.parse_args()
-    print(f"{machine()}, {torch.get_num_threads()} threads; {options.repeats} repeats of the folds")
-    print(f"{'':34}{'tiles':>6}{'auto':>10}{'cosine least':>14}{'median':>8}{'error':>8}", end="")
-    print(f"{FLOAT:>9}{HALF:>10}   bfloat16 − float32{'changed':>14}")
+    print(f"{machine()}; {options.repeats} repeats of the folds")
+    print(f"{'':30}{'':6}{'':>10}  cosine          error           accuracy")
+    print(f"{'':30}{'tiles':>6}{'auto':>10}{'least':>8}{'median':>8}{'of all':>8}", end="")
+    print(f"{'of spread':>11}{FLOAT:>9}{HALF:>10}{'bfloat16 − float32':>24}{'changed':>9}")
     with tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder)
         kept = Kept(out, "precision", {"repeats": options.repeats})
-        for name in SETS:
-            for backbone, weights in NETWORKS.items():
-
-                def measured(backbone: str = backbone, name: str = name) -> dict[str, Any]:
-                    return compare(backbone, name, options.repeats, out)
-
-                row = kept.once(measured, network=backbone, set=name)
-                what = f"{name}, {backbone if weights else 'random Xception'}"
-                line = f"{what:34}{row['tiles']:6}{row['auto']:>10}{row['least_cosine']:14.4f}"
-                line += f"{row['median_cosine']:8.4f}{row['error']:8.2%}"
-                line += f"{row[f'accuracy_{FLOAT}']:9.3f}{row[f'accuracy_{HALF}']:10.3f}"
-                points = [100 * row[part] for part in ("difference", "low", "high")]
-                line += "   {:+.1f} ({:+.1f} to {:+.1f})".format(*points)
-                print(f"{line:125}{row['changed']:>8.1%}", flush=True)
+        for name, backbone in itertools.product(SETS, NETWORKS):
+            tiles = _sorted(read_tileset(DATA / name, mpp=SETS[name][0]))
+            features, auto = features_of(backbone, tiles, out)
+            probe = partial(probed, features, tiles, options.repeats)
+            row = kept.once(probe, network=backbone, set=name)
+            network = "random Xception" if NETWORKS[backbone] is None else "MobileNetV2"
+            difference = "{:+.1f} ({:+.1f} to {:+.1f})".format(
+                *(100 * row[part] for part in ("difference", "low", "high"))
+            )
+            print(
+                f"{name + ', ' + network:30}{len(tiles):6}{auto:>10}{distances(features)}"
+                f"{row[f'accuracy_{FLOAT}']:9.3f}{row[f'accuracy_{HALF}']:10.3f}"
+                f"{difference:>24}{row['changed']:9.1%}",
+                flush=True,
+            )
 
 
 def _sorted(tiles: TileSet) -> TileSet:
     names = [tiles.shown(file) for file in tiles.files]
     return tiles.subset(sorted(range(len(tiles)), key=names.__getitem__))
-
-
-def _keys(tiles: TileSet) -> np.ndarray:
-    return np.array([tiles.shown(file) for file in tiles.files])
-
-
-def _groups(tiles: TileSet) -> np.ndarray | None:
-    return np.array(tiles.groups) if any(tiles.groups) else None
-
-
-def _cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    return (found * wanted).sum(1) / norms
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tiaft_extensions.transcriptomics import plugin as transcriptomics
 from tiaft_extensions.transcriptomics.tune.bags import FeatureBags, cache_stores, read_chunk
 from tiaft_extensions.transcriptomics.tune.finetuner import OnExpression
 from tiaft_extensions.transcriptomics.tune.gradcache import backward_whole
@@ -26,17 +25,6 @@ from tiaft_plugin.finetune.interface import FinetuneJob, Samples
 from tiaft_plugin.network import create_network, load_model, save_model
 
 TINY = "test_resnet"  # timm's own backbone for tests
-
-
-@pytest.fixture(autouse=True)
-def plugin():
-    from tiaft_plugin.plugins import plugin_manager
-
-    manager = plugin_manager()
-    name = manager.register(transcriptomics, "transcriptomics")
-    yield
-    if name is not None:
-        manager.unregister(name=name)
 
 
 def gradients(*modules):
