@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -137,15 +137,17 @@ def _binary(train: int) -> _Problem:
 
 def _fit(probe: Any, problem: _Problem) -> Predict:
     """Fit a probe once; return the function that it gives."""
-    before = _global_randomness()
-    try:
-        predict = probe.fit(problem.features, problem.targets, problem.groups, SEED)
-    except Exception as error:
-        raise _failure("fit", problem, error) from error
+
+    def fit() -> Any:
+        try:
+            return probe.fit(problem.features, problem.targets, problem.groups, SEED)
+        except Exception as error:
+            raise _failure("fit", problem, error) from error
+
+    predict = _without_global_randomness(fit)
     if not callable(predict):
         kind = type(predict).__name__
         raise TiaftError(f"the probe's fit returns {kind}: a function of features is needed")
-    _check_randomness(before)
     return predict
 
 
@@ -153,12 +155,14 @@ def _predict(predict: Predict, problem: _Problem, rows: np.ndarray | slice) -> n
     """Predict some of a problem's other rows; what comes back is known to be an array."""
     others = problem.others[rows]
     others.flags.writeable = False
-    before = _global_randomness()
-    try:
-        scores = predict(others)
-    except Exception as error:
-        raise _failure(f"prediction of {len(others)} rows", problem, error) from error
-    _check_randomness(before)
+
+    def scored() -> Any:
+        try:
+            return predict(others)
+        except Exception as error:
+            raise _failure(f"prediction of {len(others)} rows", problem, error) from error
+
+    scores = _without_global_randomness(scored)
     if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f":
         found = scores.dtype if isinstance(scores, np.ndarray) else type(scores).__name__
         raise TiaftError(f"the probe's scores are {found}: a numpy array of floats is needed")
@@ -176,12 +180,20 @@ def _global_randomness() -> tuple:
     return state["key"].tobytes(), state["pos"], random.getstate()
 
 
-def _check_randomness(before: tuple) -> None:
-    if _global_randomness() != before:
-        raise TiaftError(
-            "the probe touches global randomness: use numpy.random.default_rng(seed), "
-            "or random_state=seed in scikit-learn"
-        )
+def _without_global_randomness(call: Callable[[], Any]) -> Any:
+    """Return what `call` gives, known to leave Python's and numpy's generators as they are."""
+    for attempt in range(3):  # another thread may draw in between, but hardly three times
+        if attempt:  # a probe that seeds leaves the same state each time
+            random.seed(attempt)
+            np.random.seed(attempt)
+        before = _global_randomness()
+        result = call()
+        if _global_randomness() == before:
+            return result
+    raise TiaftError(
+        "the probe touches global randomness: use numpy.random.default_rng(seed), "
+        "or random_state=seed in scikit-learn"
+    )
 
 
 def _check_scores(probe: Any, problem: _Problem) -> None:
