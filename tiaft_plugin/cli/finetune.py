@@ -15,6 +15,7 @@ from tiaft_plugin.cli.options import (
     batch_size_option,
     device_option,
     hidden_option,
+    names_or_none,
     pixel_options,
     section,
     seed_option,
@@ -28,11 +29,6 @@ from tiaft_plugin.cli.options import (
 _PATH = click.Path(path_type=Path)
 _GROUPS = CommaList("slides or patients A,B", str)
 _RECIPES = "the recipe's"
-
-
-def _names(ctx: click.Context, option: click.Parameter, names: tuple | None) -> tuple | None:
-    """Return names of augmentations; ``none`` is none of them, not the recipe's."""
-    return () if names == ("none",) else names
 
 
 _DATA = section(
@@ -128,7 +124,7 @@ _TRAINING = section(
     click.option(
         "--augment",
         type=CommaList("augmentations A,B", str),
-        callback=_names,
+        callback=names_or_none,
         metavar="A,B|none",
         show_default=_RECIPES,
         help="Change tiles at random, in this order; of flips, mirror, rotations, colour, hue, "

@@ -103,6 +103,11 @@ def at_least(least: float) -> Callable[..., Any]:
     return check
 
 
+def names_or_none(ctx: click.Context, option: click.Parameter, names: tuple | None) -> tuple | None:
+    """Return names; the word ``none`` alone is no names at all, not the recipe's."""
+    return () if names == ("none",) else names
+
+
 def together(*options: Callable) -> Callable[[Callable], Callable]:
     """Return a decorator that adds options to a command, in this order."""
 

@@ -1,6 +1,6 @@
 """`tiaft probe`: what features are worth downstream. A command for each registered probe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ _AGGREGATE = click.option(
     "--aggregate",
     default="mean",
     show_default=True,
-    metavar="NAME",
+    metavar="NAME[=PATH]",
     help="From all tiles of a patient to one row: mean, or a plug-in's way.",
 )
 _OF_GENES = together(
@@ -167,6 +167,7 @@ def _command(name: str, thing: Any) -> click.Command:
     options.append(_OF_CLASSES if thing.kind == "classes" else _OF_GENES)
     if thing.kind == "numbers":
         options.append(_OF_NUMBERS)
+    options += getattr(thing, "options", ())
 
     def command(**given: Any) -> None:
         _run(name, thing, **given)
@@ -206,9 +207,15 @@ def _run(name: str, thing: Any, features: tuple[str, ...], **given: Any) -> None
     out, grouped = given.pop("out"), not given.pop("ungrouped")
     reading = ("labels", "patients", "aggregate", "genes", "transform")
     inputs = {option: given.pop(option) for option in reading if option in given}
+    own = {option: given.pop(option) for option in _names(getattr(thing, "options", ()))}
     tables, targets = read_inputs(thing, features, **inputs)
-    result = run_probe(name, tables, targets, out, grouped=grouped, **given)
+    result = run_probe(name, tables, targets, out, grouped=grouped, options=own, **given)
     _say(result, out)
+
+
+def _names(options: Iterable[Callable]) -> list[str]:
+    """Return the names of arguments that options give to a command."""
+    return [str(param.name) for param in click.command()(together(*options)(lambda: None)).params]
 
 
 @probe.command(short_help="Compare feature sets of several finished runs.")

@@ -137,9 +137,7 @@ class StoreEngine(PatchPredictor):
         with kept_from_others(path, job.part):
             begun = None if overwrite else store.begun(path)
             chosen = work.choose_stain(self.stain, begun)
-            chosen |= work.choose_precision(
-                self.precision, begun, compiled=self.compiled
-            )
+            chosen |= work.choose_precision(self.precision, begun, compiled=self.compiled)
             about = self._describe(opened, work.compute) | chosen
             with opening(path, job.part):
                 group = self._open_store(

@@ -14,6 +14,7 @@ from tiaft_plugin.cli.options import (
     at_least,
     batch_size_option,
     device_option,
+    names_or_none,
     section,
     seed_option,
     settings,
@@ -23,10 +24,6 @@ from tiaft_plugin.cli.options import (
 _PATH = click.Path(path_type=Path)
 _WORDS = CommaList("names A,B", str)
 _RECIPES = "the recipe's"
-
-
-def _names(ctx: click.Context, option: click.Parameter, names: tuple | None) -> tuple | None:
-    return () if names == ("none",) else names
 
 
 _GRID = section(
@@ -81,7 +78,7 @@ _GRID = section(
     click.option(
         "--baselines",
         type=_WORDS,
-        callback=_names,
+        callback=names_or_none,
         default="lwft,tf",
         show_default=True,
         metavar="A,B|none",
@@ -162,7 +159,7 @@ _TRAINING = section(
     click.option(
         "--augment",
         type=_WORDS,
-        callback=_names,
+        callback=names_or_none,
         metavar="A,B|none",
         show_default=_RECIPES,
         help="Change tiles at random, as of tiaft finetune.",
