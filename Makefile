@@ -10,8 +10,9 @@ STAMP = $(VENV)/.installed
 demo: install
 	$(BIN)/tiaft demo --out demo --overwrite
 
+# Each core has its own tests, a file at a time; tests/conftest.py gives them one thread each.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

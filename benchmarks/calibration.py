@@ -191,19 +191,19 @@ def shared(experiment: Experiment, problem: Problem, scores: dict, count: int) -
         yield alone, replace(problem, targets=values), own
 
 
-def analysed(
-    probe: Probe, experiment: Experiment, problem: Problem, scores: dict, settings: Settings
-) -> tuple[Analysis, dict]:
-    """Return the tables of a run, and its traces."""
-    variants = tuple(getattr(probe, "variants", ())) or ("",)
+def traces_of(probe: Probe, problem: Problem, scores: dict) -> dict:
+    """Return what a run keeps of all repeats."""
     binary = problem.kind == "binary"
-    traces = {
+    return {
         (name, 0, v): trace_of(problem, predicted[:, :, v] if binary else predicted)
         for name, predicted in scores.items()
-        for v in range(len(variants))
+        for v in range(len(variants_of(probe)))
     }
-    with mock.patch.object(numbers, "PERMUTATIONS", GENE_DRAWS):  # 5 % need no more
-        return analyse(experiment.names, [problem], traces, settings, variants), traces
+
+
+def variants_of(probe: Probe) -> tuple[str, ...]:
+    """Return the names of a probe's scores where it gives several."""
+    return tuple(getattr(probe, "variants", ())) or ("",)
 
 
 def told(
@@ -215,11 +215,13 @@ def told(
     ways: tuple[str, ...],
 ) -> tuple[Analysis, Found]:
     """Return the tables, and their p values and intervals in each of the ways."""
-    found = Found(defaultdict(dict), defaultdict(dict))
+    found, traces = Found(defaultdict(dict), defaultdict(dict)), traces_of(probe, problem, scores)
+    variants = variants_of(probe)
+    few = mock.patch.object(numbers, "PERMUTATIONS", GENE_DRAWS)  # 5 % need no more
     for way in reversed(ways):  # the first one is the last, and kept
         given = mock.patch.object(statistics, "reuse", lambda folds: 1.0)
-        with given if way == UNWIDENED else nullcontext():
-            analysis, traces = analysed(probe, experiment, problem, scores, settings)
+        with few, given if way == UNWIDENED else nullcontext():
+            analysis = analyse(experiment.names, [problem], traces, settings, variants)
         own = gene_values(analysis) if problem.kind == "numbers" else {}
         own |= compared(analysis, experiment, "p")
         for what, p in own.items():

@@ -6,8 +6,12 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+
+# Of tiny models two threads make no more than one; with `make test` each core has its own process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -55,6 +59,17 @@ def model_folder(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "model-folder"
     monkeypatch.setenv("TIAFT_MODELS", str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Leave out the figures of fine-tunings' reports, which take longer than tiny trainings."""
+    from tiaft_plugin.finetune import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_curves", lambda rows, kept: [])
+        patch.setattr(report, "draw_calibration", lambda found: "")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def extract(model: Path, slide: Path, out: Path) -> None:
     torch.set_num_threads(1)
     store.CHUNK_ROWS = 32
     engine = make_engine(
-        "features", str(model), stride=18, batch_size=16, auto_mask=False, device="cpu",
+        "features", str(model), stride=24, batch_size=16, auto_mask=False, device="cpu",
         stain=make_stain("macenko"),
     )  # fmt: skip
     engine.verbose = False

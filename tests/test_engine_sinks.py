@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -172,7 +173,7 @@ def test_a_killed_writer_leaves_the_old_store(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         write_annotation_store(replace(whole, blocks=blocks), Path({str(path)!r}))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    done = processes.run(textwrap.dedent(code))
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     assert not list(tmp_path.glob("*-journal")) + list(tmp_path.glob("*-wal"))

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import processes
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -51,13 +52,7 @@ def installed(tmp_path_factory) -> Path:
 def run(installed: Path, code: str, *args: str) -> str:
     """Run Python code with the installed examples; return what it prints."""
     path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", code, *args],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = processes.run(code, *args, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

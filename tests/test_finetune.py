@@ -33,6 +33,8 @@ from tiaft_plugin.tiles.known import KNOWN_SETS
 from tiaft_plugin.tiles.tileset import read_tileset
 from tiaft_plugin.zoo.promises import Promise
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SIZE = 32
 BACKBONE = "test_efficientnet"  # 0.1 million weights, and it has BatchNorm
 COLOURS = {"STR": (230, 180, 200), "TUM": (110, 70, 150), "LYM": (60, 40, 90)}

@@ -21,6 +21,8 @@ from tiaft_plugin.finetune.run import finetune_tiles
 from tiaft_plugin.finetune.sets import read_tiles
 from tiaft_plugin.plugins import plugin_manager
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SIZE = 12  # px
 
 

@@ -6,9 +6,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import processes
 import pytest
 import torch
-from conftest import TINY, run_python
+from conftest import TINY
 from torch import nn
 
 from tiaft_plugin import TiaftError
@@ -243,12 +244,12 @@ print(peak_gib(torch.device("cpu")) * 2**30 - before)
 )
 def test_estimate_against_the_peak_of_a_process(precision, checkpointed):
     net = create_network("resnet18", "ab", init="random", tile_size=224)
-    estimate = measure_need(net, "all", precision).of(32, checkpointed)
-    how = {"TILES": 32, "CHECKPOINTED": checkpointed, "BFLOAT16": precision == "bfloat16"}
+    estimate = measure_need(net, "all", precision).of(16, checkpointed)
+    how = {"TILES": 16, "CHECKPOINTED": checkpointed, "BFLOAT16": precision == "bfloat16"}
     code = TRAIN
     for name, value in how.items():
         code = code.replace(name, str(value))
-    done = run_python(code)
+    done = processes.run(code)
     assert done.returncode == 0, done.stderr
     # Too much is safe, and processors differ in what they take; too little would end a training.
     assert 0.7 < estimate / float(done.stdout) < 2

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from test_finetune import BACKBONE, make_tiles, rows_of
 
@@ -20,13 +21,13 @@ def options(folder, out, *more):
     ]  # fmt: skip
 
 
-def command(*arguments):
-    return [str(Path(sys.executable).with_name("tiaft")), *options(*arguments)]
+SCRIPT = "__file__ = 'tiaft'; from tiaft_plugin.cli import main; main()"
 
 
 def run(*arguments):
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=env)
+    command = [str(Path(sys.executable).with_name("tiaft")), *options(*arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -50,12 +51,8 @@ def test_two_processes_measure_what_one_does(tmp_path):
 def test_a_program_that_cannot_be_started_again_is_told_so(tmp_path):
     make_tiles(tmp_path / "train", 9)
     make_tiles(tmp_path / "val", 4, seed=1)
-    begin = "import sys; from tiaft_plugin.cli import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-c", begin, *options(tmp_path, "run", "--devices", "2")],
-        capture_output=True,
-        text=True,
-    )
+    begin = "from tiaft_plugin.cli import main; main()"
+    done = processes.run(begin, *options(tmp_path, "run", "--devices", "2"))
     assert done.returncode == 2
     assert "run tiaft or a script, not a notebook" in done.stderr
 
@@ -63,20 +60,17 @@ def test_a_program_that_cannot_be_started_again_is_told_so(tmp_path):
 def test_too_few_tiles_for_all_processes_are_refused(tmp_path):
     make_tiles(tmp_path / "train", 9)
     make_tiles(tmp_path / "val", 4, seed=1)
-    done = subprocess.run(
-        command(tmp_path, "run", "--devices", "4"), capture_output=True, text=True
-    )
+    done = processes.run(SCRIPT, *options(tmp_path, "run", "--devices", "4"))
     assert done.returncode == 2
     assert "4 processes need batches of 8 tiles or more" in done.stderr
 
 
-def test_other_machines_that_nobody_started_are_not_awaited(tmp_path):
+def test_other_machines_that_nobody_started_are_not_awaited(tmp_path, monkeypatch):
     make_tiles(tmp_path / "train", 9)
     make_tiles(tmp_path / "val", 4, seed=1)
-    env = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM", "MASTER", "TORCHEL"))}
-    done = subprocess.run(
-        command(tmp_path, "run", "--nodes", "2"),
-        capture_output=True, text=True, env=env, timeout=60,
-    )  # fmt: skip
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "MASTER", "TORCHEL")):
+            monkeypatch.delenv(name)
+    done = processes.run(SCRIPT, *options(tmp_path, "run", "--nodes", "2"))
     assert done.returncode == 2
     assert "no other machine is known here: start the same command on all with srun" in done.stderr

@@ -17,6 +17,8 @@ from tiaft_plugin.network import load_model, read_card
 from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.tiles.tileset import read_tileset
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):

@@ -4,15 +4,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
+from processes import Process
 from test_finetune import BACKBONE, job_on, make_tiles, rows_of
 
 from tiaft_plugin import TiaftError, hookimpl
@@ -21,6 +21,8 @@ from tiaft_plugin.finetune import checkpoint, stage
 from tiaft_plugin.finetune.stages import run_stages
 from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.tiles.tileset import read_tileset
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -285,13 +287,14 @@ def test_a_full_disk_stops_a_run_which_then_goes_on(job, monkeypatch, tmp_path):
     assert weights_of(run_stages(job)) == weights_of(undisturbed)
 
 
-def command(folder: Path, out: str) -> list[str]:
-    return [
-        sys.executable, "-c", "from tiaft_plugin.cli import main; main()", "finetune",
-        str(folder / "train"), "--val", str(folder / "val"), "--mpp", "0.5", "--out",
-        str(folder / out), "--backbone", BACKBONE, "--init", "random", "--hidden", "8",
-        "--epochs", "60,12", "--batch-size", "4", "--device", "cpu", "--checkpoint-steps", "2",
-    ]  # fmt: skip
+def started(folder: Path, out: str) -> Process:
+    """Start the command line in a process of its own."""
+    return Process(
+        "from tiaft_plugin.cli import main; main()", "finetune", folder / "train", "--val",
+        folder / "val", "--mpp", 0.5, "--out", folder / out, "--backbone", BACKBONE, "--init",
+        "random", "--hidden", 8, "--epochs", "60,12", "--batch-size", 4, "--device", "cpu",
+        "--checkpoint-steps", 2, out=folder,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -299,31 +302,30 @@ def test_killed_ten_times_it_ends_with_the_same_bits(tmp_path):
     """SIGKILL at random moments, start-up and both stages included."""
     make_tiles(tmp_path / "train", 12)
     make_tiles(tmp_path / "val", 3, seed=1)
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    quiet = {"env": env, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes.run("")  # the server's own start is not a run's
     begun = time.monotonic()
-    subprocess.run(command(tmp_path, "undisturbed"), check=True, **quiet)
+    assert started(tmp_path, "undisturbed").wait() == 0
     whole = time.monotonic() - begun
-    rng, killed = random.Random(4), []
-    while len(killed) < 10:
-        process = subprocess.Popen(command(tmp_path, "killed"), **quiet)
-        try:
-            # Most of a short run is start-up: a kill there is of no use to this test.
-            assert process.wait(timeout=whole * rng.uniform(0.5, 0.9)) == 0
-            break
-        except subprocess.TimeoutExpired:
+    rng, killed, met, begun_anew, out = random.Random(4), 0, 0, 0, tmp_path / "killed"
+    while killed < 10:
+        process = started(tmp_path, out.name)
+        code = process.wait(timeout=whole * rng.uniform(0.3, 0.9))
+        if code is None:
             process.kill()
-            process.wait()
-            folder = tmp_path / "killed" / ".unfinished"
-            killed.append(sorted(file.name for file in folder.glob("*.pt")))
-            written = (tmp_path / "killed" / "model.safetensors").exists()
-            if written and not (folder / "writing").exists():
-                break  # killed when all was done, before it could say so: it need not run again
+            killed += 1
+            met += any((out / ".unfinished").glob("*.pt"))
+        assert code in (None, 0)
+        written = (out / "model.safetensors").exists()
+        if written and not (out / ".unfinished" / "writing").exists():  # all is done
+            if met:
+                break
+            begun_anew += 1  # before a kill met it: another run is begun
+            out = tmp_path / f"killed-{begun_anew}"
     else:
-        subprocess.run(command(tmp_path, "killed"), check=True, **quiet)
-    assert any(killed), "no kill met the training"
+        assert started(tmp_path, out.name).wait() == 0
+    assert met, "no kill met the training"
     for name in ("model.safetensors", "stage1.safetensors"):
-        one, other = ((tmp_path / run / name).read_bytes() for run in ("killed", "undisturbed"))
+        one, other = ((folder / name).read_bytes() for folder in (out, tmp_path / "undisturbed"))
         assert one == other
 
 

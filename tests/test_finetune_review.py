@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,8 @@ from tiaft_plugin.finetune.processes import launched, make_fabric
 from tiaft_plugin.finetune.stages import run_stages
 from tiaft_plugin.plugins import plugin_manager
 from tiaft_plugin.tiles.tileset import read_tileset
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,7 @@ def test_other_devices_than_torchrun_started_are_refused_in_one_line(job, monkey
     given |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "tiaft", raising=False)
     with pytest.raises(TiaftError, match=r"--devices 3 --nodes 1: .* does not match the world"):
         make_fabric(replace(job, devices=3), torch.device("cpu"))
 

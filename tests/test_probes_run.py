@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiaft
+from processes import Process
 
 from tiaft_plugin import TiaftError
 from tiaft_plugin.errors import Stopped
@@ -236,10 +237,11 @@ def test_results_are_not_overwritten_unless_asked(done):
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+sys.path.insert(0, sys.argv[1])
 from test_probes_run import QUICK, run_probe, targets_of, tiles
 good, bad = tiles("ftx", noise=0.5), tiles("imgnet", noise=3)
 options = QUICK | {"permutations": 99}
-run_probe("tissue", [bad, good], targets_of(good), sys.argv[1], **options)
+run_probe("tissue", [bad, good], targets_of(good), sys.argv[2], **options)
 """
 
 
@@ -247,12 +249,11 @@ run_probe("tissue", [bad, good], targets_of(good), sys.argv[1], **options)
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(done, tmp_path, with_signal):
     out = tmp_path / "out"
-    script = [sys.executable, "-c", SCRIPT, str(out)]
-    run = subprocess.Popen(script, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
+    run = Process(SCRIPT, Path(__file__).parent, out, out=tmp_path)
     while not (kept := list(out.glob(".unfinished/*/*.npy"))) or len(kept) < 20:
-        assert run.poll() is None, "it ended before it could be interrupted"
+        assert run.wait(timeout=0) is None, "it ended before it could be interrupted"
         time.sleep(0.02)
-    run.send_signal(with_signal)
+    os.kill(run.pid, with_signal)
     assert run.wait() != 0
     assert not (out / "summary.json").exists()
     kept = sorted(out.glob(".unfinished/*/[!.]*.npy"))

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import tracemalloc
 from itertools import pairwise
@@ -10,6 +8,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import numpy as np
+import processes
 import pytest
 import shapely
 from hypothesis import given, settings
@@ -265,7 +264,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
         write_geojson(TilePredictions(Path("s.svs"), (9, 9), ("A", "B"), "m", "0", 9, blocks),
                       Path({str(path)!r}))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    done = processes.run(textwrap.dedent(code))
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
 

@@ -564,10 +564,11 @@ def test_a_slide_that_fails_is_named_and_the_others_are_kept(small, tmp_path):
 @pytest.mark.slow
 def test_the_miniature_finds_what_is_planted_and_no_controls(data, tmp_path, monkeypatch):
     """With one epoch, and fewer repeats still: what it says must not hang on its numbers."""
-    for name, value in (("epochs", (1, 0)), ("tile_size", 150), ("hidden", (256,))):
+    for name, value in (("epochs", (1, 0)), ("tile_size", 96), ("hidden", (256,))):
         monkeypatch.setitem(miniature.JOB, name, value)
     monkeypatch.setattr(miniature, "REPEATS", dict.fromkeys(miniature.REPEATS, 2))
     monkeypatch.setattr(miniature, "PERMUTATIONS", dict.fromkeys(miniature.PERMUTATIONS, 0))
+    monkeypatch.setattr("tiaft_plugin.probes.baselines.LEAK_DRAWS", 1)
     said: list[str] = []
     path = miniature.run_miniature(data, tmp_path / "mini", workers=1, say=said.append)
     with path.open(newline="", encoding="utf-8") as file:

@@ -570,10 +570,12 @@ class ReturnsPath(TwoStage):
         return super().__call__(job).model
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_built_in_finetuner_passes():
     check_finetuner(TwoStage(), epochs=(1, 1))
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("finetuner", "said"),
     [

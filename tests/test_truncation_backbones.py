@@ -3,9 +3,10 @@
 import re
 
 import numpy as np
+import processes
 import pytest
 import torch
-from conftest import run_python, tiaft
+from conftest import tiaft
 from safetensors.torch import load_file
 from tiatoolbox.models import DeepFeatureExtractor
 from torch import nn
@@ -187,6 +188,11 @@ def test_a_place_that_others_go_round_is_no_cut():
         find_cut("resnet18", "layer1.0.conv1", 64)
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "cbr_tiny"])
+def test_the_whole_is_a_cut_of_every_network(backbone):
+    assert find_cut(backbone, "whole", 64).left_out == ()
+
+
 def test_gradients_turned_off_do_not_hide_the_cuts():
     for off in (torch.no_grad, torch.inference_mode):
         find_cut.__globals__["_find"].cache_clear()
@@ -228,7 +234,7 @@ def test_without_the_plugin_its_model_files_say_so(tmp_path):
     net = create_network(f"{SMALL}:blocks.2", init="random", tile_size=64)
     path = save_model(net, tmp_path / "cut.safetensors")
     code = f"from tiaft_plugin.network import load_model; load_model({str(path)!r})"
-    done = run_python(code, TIAFT_DISABLE_PLUGINS="truncation")
+    done = processes.run(code, TIAFT_DISABLE_PLUGINS="truncation")
     said = f"cut.safetensors: timm has no backbone '{SMALL}:blocks.2', nor has a plug-in: `tiaft"
     assert done.returncode == 1 and said in done.stderr
 

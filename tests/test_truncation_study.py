@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 
 from tiaft_extensions.truncation.backbones.cuts import WHOLE, Cut
 from tiaft_extensions.truncation.backbones.macs import macs_of, parameters_of
+from tiaft_extensions.truncation.study import costs, report
 from tiaft_extensions.truncation.study.grid import Variant, cells_of, share_of, variants_of
 from tiaft_extensions.truncation.study.measures import MEAN, Scores
 from tiaft_extensions.truncation.study.run import STUDY, hold_out, plan, run_study
@@ -32,6 +34,8 @@ from tiaft_plugin.finetune import stage
 from tiaft_plugin.network import create_network, load_model, read_card, save_model
 from tiaft_plugin.network.backbone import create_backbone
 from tiaft_plugin.tiles.tileset import read_tileset
+
+pytestmark = pytest.mark.usefixtures("no_figures", "quick")
 
 BACKBONE = "test_efficientnet"  # 0.1 million weights, five stages
 SIZE = 32
@@ -53,6 +57,22 @@ def make_tiles(root, each=12, labels=("LYM", "STR", "TUM"), groups=6):
     with (root / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return root
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Measure in a moment how many tiles a second a network takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        short = partial(costs.tiles_per_second, seconds=0.01)
+        patch.setattr(costs, "tiles_per_second", lambda *given, seconds: short(*given))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_figures_of_studies(monkeypatch):
+    """Draw those of `done` alone, which tests look at."""
+    for name in ("draw_both", "draw_choice", "draw_classes", "draw_costs", "draw_fractions"):
+        monkeypatch.setattr(report, name, lambda *given: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")

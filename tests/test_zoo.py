@@ -3,10 +3,9 @@
 import json
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import TINY, run_python
@@ -191,7 +190,7 @@ def test_importing_tiatoolbox_s_models_first_changes_nothing(tiny_model, model_f
         "try: PatchPredictor('tiny-features')\n"
         "except tiaft_plugin.TiaftError: print('refused')\n"
     )
-    said = run_python(code).stdout
+    said = processes.run(code).stdout
     assert "shape (3, 16)" in said and "refused" in said
 
 
@@ -206,36 +205,34 @@ def test_a_model_unpickles_in_a_fresh_process(tiny, tmp_path):
         f"model, preproc = pickle.load(open({str(tmp_path / 'model.pkl')!r}, 'rb'))\n"
         "print('shape', tuple(model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape))\n"
     )
-    assert "shape (2, 16)" in run_python(code).stdout
+    assert "shape (2, 16)" in processes.run(code).stdout
 
 
 @pytest.mark.slow
 def test_spawned_workers(tiny_model, slide, tmp_path):
     folder.add_model("tiny", tiny_model)
-    script = tmp_path / "script.py"
-    script.write_text(
+    code = (
         "import torch, zarr, tiaft_plugin\n"
         "from tiatoolbox.models import DeepFeatureExtractor\n"
-        "if __name__ == '__main__':\n"
-        "    torch.multiprocessing.set_start_method('spawn')\n"
-        "    engine = DeepFeatureExtractor('tiny-features', num_workers=1, verbose=False)\n"
-        f"    save_dir = {str(tmp_path / 'o')!r}\n"
-        f"    out = engine.run([{str(slide)!r}], patch_mode=False, save_dir=save_dir)\n"
-        "    print('shape', zarr.open(list(out.values())[0])['features'].shape)\n"
+        "torch.multiprocessing.set_start_method('spawn')\n"
+        "engine = DeepFeatureExtractor('tiny-features', num_workers=1, verbose=False)\n"
+        f"save_dir = {str(tmp_path / 'o')!r}\n"
+        f"out = engine.run([{str(slide)!r}], patch_mode=False, save_dir=save_dir)\n"
+        "print('shape', zarr.open(list(out.values())[0])['features'].shape)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    done = processes.run(code)  # the worker it spawns is a fresh process
     assert "16)" in done.stdout, done.stderr
-
-
-def shape_of_features(model):
-    return tuple(model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape)
 
 
 @pytest.mark.slow
 def test_dask_s_processes(tiny):
     dask = pytest.importorskip("dask")
     model, _ = get_pretrained_model("tiny-features")
-    found = dask.delayed(lambda model, f: f(model))(model, shape_of_features)
+
+    def shape_of_features(model):  # goes there by value, so that all is imported for the model
+        return tuple(model(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)).shape)
+
+    found = dask.delayed(shape_of_features)(model)
     assert found.compute(scheduler="processes", num_workers=1) == (2, 16)
 
 
@@ -248,7 +245,7 @@ def test_a_model_goes_through_cloudpickle(tiny, tmp_path):
         f"call = pickle.load(open({str(tmp_path / 'call.pkl')!r}, 'rb'))\n"
         "print('shape', call(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)))\n"
     )
-    assert "shape (2, 16)" in run_python(code).stdout
+    assert "shape (2, 16)" in processes.run(code).stdout
 
 
 # weights=
@@ -629,7 +626,7 @@ def test_a_tiatoolbox_without_our_doors_works_without_us(gone):
         "import tiatoolbox.models\n"
         "print('imported', len(registry.open_doors()))\n"
     )
-    done = run_python(code)
+    done = processes.run(code)
     assert "imported" in done.stdout and "imported 0" not in done.stdout
     lines = [line for line in done.stderr.splitlines() if line.startswith("tiaft: ")]
     assert re.match(r"tiaft: tiaft's model names do not work with TIAToolbox \d.*" + gone, lines[0])

@@ -14,6 +14,8 @@ from tiaft_plugin.cli.options import (
     device_option,
     map_option,
     model_option,
+    stain_of,
+    stain_options,
     together,
 )
 from tiaft_plugin.errors import TiaftError
@@ -26,19 +28,6 @@ sinks_option = click.option(
     type=CLASSES,
     metavar="A,B",
     help="What to make of them: geojson, qupath=PROJECT, annotationstore, picture, or a plug-in's.",
-)
-stain_options = together(
-    click.option(
-        "--stain",
-        type=click.Choice(["macenko"]),
-        help="Normalise the stains of each tile before the network sees it.",
-    ),
-    click.option(
-        "--stain-target",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        metavar="IMAGE",
-        help="Image to take the stains of [default: the method's reference stains].",
-    ),
 )
 slide_options = together(
     click.argument("slides", nargs=-1, type=click.Path(readable=False, path_type=Path)),
@@ -174,18 +163,6 @@ def engine_options(options: dict[str, Any]) -> dict[str, Any]:
         "auto_mask": not options["no_mask"],
         "stain": stain_of(options),
     }
-
-
-def stain_of(options: dict[str, Any]) -> Any:
-    """Return the stain normalisation that --stain and --stain-target ask for, or None."""
-    from tiaft_plugin.tiles.stain import make_stain
-
-    scope = options.get("stain_scope", "tile")
-    if options["stain_target"] and not options["stain"]:
-        raise click.UsageError("--stain-target needs --stain")
-    if scope != "tile" and not options["stain"]:
-        raise click.UsageError("--stain-scope needs --stain")
-    return make_stain(options["stain"], options["stain_target"], scope)
 
 
 def _jobs(options: dict[str, Any]) -> list[Any]:

@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
-from tiaft_plugin.cli._slides import stain_of, stain_options
 from tiaft_plugin.cli.options import (
     POSITIVE,
     batch_size_option,
     device_option,
     model_option,
+    stain_of,
+    stain_options,
     workers_option,
 )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -175,6 +176,18 @@ def hidden_option(default: str | None) -> Callable:
     )
 
 
+def stain_of(options: dict[str, Any]) -> Any:
+    """Return the stain normalisation that --stain and --stain-target ask for, or None."""
+    from tiaft_plugin.tiles.stain import make_stain
+
+    scope = options.get("stain_scope", "tile")
+    if options["stain_target"] and not options["stain"]:
+        raise click.UsageError("--stain-target needs --stain")
+    if scope != "tile" and not options["stain"]:
+        raise click.UsageError("--stain-scope needs --stain")
+    return make_stain(options["stain"], options["stain_target"], scope)
+
+
 CLASSES = CommaList("a,b,c", str)
 WIDTHS = CommaList("widths such as 2048 or 2048,2048", int)
 NUMBERS = CommaList("three numbers r,g,b", float, length=3)
@@ -248,4 +261,17 @@ network_options = together(
     weights_options,
     hidden_option("2048"),
     pixel_options,
+)
+stain_options = together(
+    click.option(
+        "--stain",
+        type=click.Choice(["macenko"]),
+        help="Normalise the stains of each tile before the network sees it.",
+    ),
+    click.option(
+        "--stain-target",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="IMAGE",
+        help="Image to take the stains of [default: the method's reference stains].",
+    ),
 )

@@ -8,7 +8,7 @@ from tiaft_plugin.probes.crossval import Problem, fold_seed, predict_repeat
 from tiaft_plugin.probes.folds import make_folds
 from tiaft_plugin.probes.interface import Probe
 from tiaft_plugin.probes.metrics import binary_metrics, class_metrics, correlations
-from tiaft_plugin.probes.statistics import training_means
+from tiaft_plugin.probes.statistics import blocks_of, training_means
 
 SAMPLED_ROWS = 2000  # of these baselines: labels that mean nothing take a classifier very long
 LEAK_DRAWS = 10  # random labellings of the groups; their mean is shown
@@ -58,7 +58,7 @@ def permute_by_group(
     Targets of one group stay together, so that what only tells groups apart gains nothing. Where
     every row is its own group, this is a plain permutation.
     """
-    blocks = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    blocks = blocks_of(groups)
     moved = [rng.permutation(blocks[number]) for number in rng.permutation(len(blocks))]
     permuted = np.empty_like(targets)
     permuted[np.concatenate(blocks)] = targets[np.concatenate(moved)]

@@ -48,15 +48,17 @@ def _deal(counts: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarra
     held = np.zeros((folds, counts.shape[1]))
     sizes = np.zeros(folds)  # rows
     dealt = np.empty(len(counts), dtype=np.int64)
+    weighted, rows = counts * weights, counts.sum(axis=1)
     order = rng.permutation(len(counts))
     for place, group in enumerate(order):
-        empty = sizes == 0
-        # The last groups go where there is none yet: every fold must have something to test.
-        allowed = empty if empty.sum() >= len(order) - place else np.ones(folds, dtype=bool)
         # What a group adds to the sum of squares of the classes' shares; then the smaller fold.
-        cost = held @ (counts[group] * weights)
-        fold = np.lexsort((sizes, cost, ~allowed))[0]
+        cost = held @ weighted[group]
+        # The last groups go where there is none yet: every fold must have something to test.
+        empty = sizes == 0
+        if np.count_nonzero(empty) >= len(order) - place:
+            cost[~empty] = np.inf
+        fold = np.lexsort((sizes, cost))[0]
         dealt[group] = fold
         held[fold] += counts[group]
-        sizes[fold] += counts[group].sum()
+        sizes[fold] += rows[group]
     return rng.permutation(folds)[dealt]

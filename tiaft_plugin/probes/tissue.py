@@ -50,6 +50,7 @@ class Tissue:
         where a feature is not finite, or where there is one class only. Where the solver gives
         up, scikit-learn's ConvergenceWarning comes through, which Python shows once a process.
         """
+        import sklearn
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import LinearSVC
 
@@ -64,14 +65,16 @@ class Tissue:
         if not kept.any():
             kept[0] = True  # is 0 once centred: how common each class is remains
         scaler = StandardScaler()
-        rows = scaler.fit_transform(features[:, kept].astype(np.float64))
         svc = LinearSVC(random_state=seed, **self._svc)
-        if len(rows) < rows.shape[1]:
-            # Weights lie in the span of the rows: solved there it is the same problem, but smaller.
-            basis = np.linalg.qr(rows.T)[0]  # (D, n)
-            weights = svc.fit(rows @ basis, targets).coef_ @ basis.T
-        else:
-            weights = svc.fit(rows, targets).coef_
+        # On few rows, checking everything again takes longer than the fit.
+        with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+            rows = scaler.fit_transform(features[:, kept].astype(np.float64))
+            if len(rows) < rows.shape[1]:
+                # Weights lie in the span of the rows: there it is the same problem, but smaller.
+                basis = np.linalg.qr(rows.T)[0]  # (D, n)
+                weights = svc.fit(rows @ basis, targets).coef_ @ basis.T
+            else:
+                weights = svc.fit(rows, targets).coef_
         return partial(_scores, scaler, kept, weights, svc.intercept_)
 
 

@@ -118,7 +118,10 @@ def _find(backbone: str, cut: str, tile_size: int, args_json: str) -> Plan:
     args = json.loads(args_json)
     module = without_memory(backbone, tile_size, args)
     ran = trace(module, tile_size)
-    for place in _places(module, ran):
+    places = _places(module, ran)
+    if cut == WHOLE and places:  # of every network, also where its last stage's end is the same
+        return Plan((), features_of(module, tile_size))
+    for place in places:
         if cut and cut in (place.path, place.name, place.stage):
             plan = _plan(module, ran, place, tile_size)
             if plan is not None:
