@@ -15,10 +15,16 @@ from torch import nn
 
 from tiaft_extensions.histotransfer.cka import figures, report, study
 from tiaft_extensions.histotransfer.cka.hsic import ExactCKA, MinibatchCKA, linear_cka
+from tiaft_extensions.histotransfer.cka.spread import groups_of, intervals
 from tiaft_extensions.histotransfer.cli import histotransfer
-from tiaft_extensions.interpretability.subject import Subject, load_subject
+from tiaft_extensions.interpretability.subject import (
+    Subject,
+    activations,
+    layers_of,
+    load_subject,
+)
 from tiaft_plugin import TiaftError
-from tiaft_plugin.network import load_model, save_model
+from tiaft_plugin.network import create_network, load_model, save_model
 from tiaft_plugin.tiles.tileset import read_tileset
 
 
@@ -168,6 +174,47 @@ def test_sums_do_not_grow_with_tiles():
     assert len(sizes) == 1
 
 
+# Intervals
+
+
+def test_an_interval_is_that_of_leaving_groups_out():
+    """Against the CKA of what is left, group by group, and Busing's formulas written out."""
+    sizes = np.r_[[3] * 6, [5] * 5]
+    groups = np.repeat(np.arange(11), sizes)
+    x, y = related(len(groups), 6, 4, noise=2)
+    low, high = intervals([x, y], [y], groups)
+    whole = linear_cka(x, y, unbiased=True)
+    left = [linear_cka(x[groups != g], y[groups != g], unbiased=True) for g in range(11)]
+    times = len(groups) / sizes
+    pseudo = times * whole - (times - 1) * np.array(left)
+    mean = 11 * whole - ((1 - sizes / len(groups)) * left).sum()
+    error = np.sqrt(((pseudo - mean) ** 2 / (times - 1)).mean())
+    assert low[0, 0] == pytest.approx(whole - 2.228139 * error, abs=1e-6)
+    assert high[0, 0] == pytest.approx(min(whole + 2.228139 * error, 1), abs=1e-6)
+    assert (low[1, 0], high[1, 0]) == pytest.approx((1, 1), abs=1e-8)
+
+
+def test_an_interval_holds_the_cka_of_many_tiles():
+    """Of 40 draws of 60 tiles from one distribution, 34 or more intervals hold its CKA."""
+    x, y = related(20_000, 3, 4, noise=3)
+    wanted = linear_cka(x, y)
+    held = 0
+    for rows in np.random.default_rng(1).permutation(20_000)[:2400].reshape(40, 60):
+        low, high = intervals([x[rows]], [y[rows]], np.arange(60) % 30)
+        held += low[0, 0] <= wanted <= high[0, 0]
+    assert 34 <= held <= 40
+
+
+def test_slides_are_left_out_where_there_are_ten():
+    slides = [f"s{n % 10}" for n in range(40)]
+    codes, told = groups_of(slides)
+    assert told == "10 slides or patients" and len(set(zip(codes, slides, strict=True))) == 10
+    codes, told = groups_of([None, *slides[1:]])
+    assert told == "20 blocks of random tiles" and set(np.bincount(codes)) == {2}
+    assert groups_of(["a"] * 100)[1] == "30 blocks of random tiles"
+    assert groups_of(["a"] * 19) is None
+
+
 # Two models
 
 
@@ -266,7 +313,7 @@ def test_models_of_other_layers_and_tile_sizes_are_compared(tiny_model, tileset)
     assert np.isnan(found.best[:, 1]).all()
     assert "plain gives the same for every tile at dead: there is no CKA." in found.notes
     head, rows = report.nearest_table(found)
-    assert head == ["layer of tiny", "most like it in plain", "CKA"]
+    assert head == ["layer of tiny", "most like it in plain", "CKA", "95 % interval"]
     assert {row[1] for row in rows} == {"wide"}
 
 
@@ -284,10 +331,32 @@ def test_what_readers_should_know_is_noted(tiny_model, tileset):
     found = study.compare(tiny, other, at_half, count=4)
     assert "The tiles have 0.5 µm/px; tiny is made for 1 µm/px." in found.notes
     assert any("off the unbiased one: 4 tiles are few" in note for note in found.notes)
+    assert found.interval is None
+    whole = study.compare(tiny, other, at_half)
+    assert any("The tiles are of unknown slides: intervals are" in note for note in whole.notes)
     only_dead = study.compare(tiny, study.side(plain(), ["dead"]), tileset)
     assert only_dead.notes == [
         "There is no CKA at all: each layer of one model gives the same for every tile."
     ]
+
+
+def test_tokens_of_a_transformer_are_averaged(tileset, tmp_path):
+    net = create_network(
+        "vit_tiny_patch16_224", init="random", tile_size=32, mpp=1.0, backbone_args={"depth": 2}
+    )
+    subject = load_subject(str(save_model(net, tmp_path / "vit.safetensors")))
+    assert list(layers_of(subject)) == ["patch_embed.proj"]  # blocks say nothing of where
+    one = study.side(subject)
+    assert one.layers[-3:] == ("blocks.0", "blocks.1", "norm")
+    tiles = torch.from_numpy(np.stack([np.array(Image.open(file)) for file in tileset.files[:5]]))
+    kept = []
+    net.part_a.blocks[1].register_forward_hook(lambda module, given, output: kept.append(output))
+    with torch.no_grad():
+        net.features(tiles)
+    found = activations(one.subject, tiles.numpy(), ["blocks.1"])["blocks.1"]
+    assert kept[0].shape == (5, 5, 192)  # four places and the class token
+    assert np.allclose(found, kept[0].mean(dim=1).numpy(), atol=1e-5)
+    assert np.isfinite(study.compare(one, one, tileset).best).all()
 
 
 def test_errors(tiny_model, tileset, monkeypatch):
@@ -335,12 +404,15 @@ def test_the_command_writes_tables_pictures_and_a_page(tiny_model, tuned, folder
         rows = list(csv.DictReader(file))
     assert len(rows) == len(layers) ** 2
     assert float(rows[0]["cka_unbiased"]) == pytest.approx(1, abs=1e-6)
+    last = [float(rows[-1][f"cka_unbiased{end}"]) for end in ("_low", "", "_high")]
+    assert last == sorted(last) and last[0] < last[2]
     about = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert about["a"]["model"] == "tiny"
     assert about["tiles"]["number"] == sum(about["batches"]) == 20
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "How alike tiny and tuned are" in page
     assert page.count("<svg") == 2
+    assert "a jackknife that leaves out one of 10 blocks of random tiles at a time" in page
     for name in ("cka.png", "by_layer.png"):
         with Image.open(out / name) as image:
             image.verify()

@@ -345,7 +345,8 @@ def test_tracing(tmp_path):
     assert run(tmp_path, code).stderr == ""
     lines = run(tmp_path, code, TIAFT_TRACE_PLUGINS="1").stderr.splitlines()
     assert lines[0].startswith("tiaft: hook stage_ended(stage, network) -> ")
-    assert lines[1] == "tiaft: hook measure_tiles(slide, tiles, store) -> interpretability, mine"
+    asked = "histotransfer, interpretability, mine"
+    assert lines[1] == f"tiaft: hook measure_tiles(slide, tiles, store) -> {asked}"
     assert lines[2].startswith("tiaft: hook measure_tiles raised TiaftError(")
     assert "plug-in mine failed in measure_tiles: ZeroDivisionError" in lines[2]
 

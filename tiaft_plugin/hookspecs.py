@@ -51,7 +51,8 @@ def register_aggregators(register):
     """Add ways from tiles to a patient: ``register(name, aggregate)``.
 
     ``aggregate(features, slides)`` gets all tiles of a patient, (n, D) float32, and the slide of
-    each, (n,) text; it returns (E,) numbers, as many for every patient.
+    each, (n,) text; it returns (E,) numbers, as many for every patient. With ``target="WHAT"`` it
+    is made: ``aggregate(path)`` returns it, for what a person named (``--aggregate name=WHAT``).
     """
 
 

@@ -38,7 +38,7 @@ REGISTER: dict[str, Signature] = {
     "register_finetuners": signature(lambda name, finetuner: None),
     "register_augmentations": signature(lambda name, augment: None),
     "register_probes": signature(lambda name, probe: None),
-    "register_aggregators": signature(lambda name, aggregate: None),
+    "register_aggregators": signature(lambda name, aggregate, *, target="": None),
     "register_concepts": signature(lambda name, measure: None),
     "register_sinks": signature(lambda name, write, *, suffix="", target="": None),
 }

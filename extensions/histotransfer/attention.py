@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from tiaft_extensions.histotransfer.recipe import ATTENTION, HIDDEN
 from tiaft_plugin.errors import TiaftError, first_line
 from tiaft_plugin.files import write_atomically
 
-HIDDEN = (256, 64)
-ATTENTION = 32
 _SCHEMA = "tiaft-attention"
 
 

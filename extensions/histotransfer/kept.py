@@ -12,7 +12,8 @@ import torch
 
 from tiaft_extensions.histotransfer.attention import Head, load_head, save_head
 from tiaft_extensions.histotransfer.bags import Bag, Bags
-from tiaft_extensions.histotransfer.training import Recipe, train
+from tiaft_extensions.histotransfer.recipe import Recipe
+from tiaft_extensions.histotransfer.training import train
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import write_atomically
@@ -68,6 +69,13 @@ class AttentionRun:
     def head(self, fold: int) -> Head:
         """Return the head of a fold, trained without the bags of that fold. Raises TiaftError."""
         return load_head(self.folder / head_name(fold))
+
+    def heads(self) -> list[Head]:
+        """Return the heads of all folds that have one. Raises TiaftError where none has."""
+        there = [k for k in range(self.count) if (self.folder / head_name(k)).is_file()]
+        if not there:
+            raise TiaftError(f"{self.folder} has no heads: run `tiaft probe mil` again")
+        return [self.head(fold) for fold in there]
 
     def tiles(self, store: Path | str) -> TileAttention:
         """Return the attention to the tiles of a store, known by its file name.
@@ -174,7 +182,8 @@ def _head(
     own = fold_seed(fold_seed(seed, 0), fold)
     trained = train(bags[learn], codes[1], len(names), problem.groups[learn], own, recipe)
     about = {"fold": fold, "epoch": trained.epoch, "bags": int(learn.sum())}
-    about["bags that chose the epoch"] = int(trained.choosing.sum())
+    chose = np.flatnonzero(learn)[trained.choosing]
+    about["bags that chose the epoch"] = [bags.bags[row].key for row in chose]
     save_head(path, trained.net, names, about)
     return load_head(path)
 

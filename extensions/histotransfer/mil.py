@@ -1,13 +1,15 @@
 """The probe `mil`: classes of slides or patients from their tiles, by attention pooling."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tiaft_extensions.histotransfer.cli.mil import OPTIONS
+from tiaft_extensions.histotransfer.recipe import Recipe
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.probes.crossval import Problem
 from tiaft_plugin.probes.interface import (
@@ -18,6 +20,7 @@ from tiaft_plugin.probes.interface import (
     Targets,
     Unit,
 )
+from tiaft_plugin.tiles.words import some
 
 COST = 1.0  # scikit-learn's default
 
@@ -27,35 +30,36 @@ class Mil:
 
     Beside each feature set stands the mean of each bag's tiles, with logistic regression, under
     the same protocol; colour alone goes through the attention network, too. Scores are log
-    probabilities. `gated` and the other settings are `training.Recipe`'s.
+    probabilities. `gated` and the other settings are `Recipe`'s.
     """
 
     kind: Kind = "classes"
     unit: Unit = "patient"
     title = "Classes of slides or patients, by attention over their tiles"
     defaults = {"repeats": 3}  # noqa: RUF012  # times that everything is split anew
+    options = OPTIONS
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = settings
-        recipe = {
-            "epochs": 20,
-            "lr": 1e-3,
-            "hidden": [256, 64],
-            "attention": 32,
-            "gated": False,
-            "standardise": True,
-            "held_out": 5,
-        }
-        recipe |= settings
+        self._recipe = recipe = Recipe(**settings)
         self.settings: Mapping[str, Any] = {
             "model": "attention pooling, one bag a step, Adam, cross-entropy",
-            **recipe,
-            "epoch kept": f"best accuracy on one of {recipe['held_out']} folds of the training "
+            **asdict(recipe),
+            "hidden": list(recipe.hidden),
+            "epoch kept": f"best accuracy on one of {recipe.held_out} folds of the training "
             "bags, by group; then lowest loss; the last where groups are too few",
             "mean pooling": f"logistic regression, cost {COST}, on the mean of a bag's tiles, "
             "scaled by mean and sd of the training bags",
             "library": "torch, lightning; scikit-learn",
         }
+
+    def with_options(self, **given: Any) -> "Mil":
+        """Return this probe with other settings of its `Recipe`. Raises TiaftError."""
+        known = asdict(self._recipe)
+        if unknown := sorted(given.keys() - known.keys()):
+            raise TiaftError(f"{some(unknown)}: unknown; there are {', '.join(known)}")
+        if not given.get("hidden", True):
+            raise TiaftError("--hidden: one layer is the least")
+        return Mil(**{**known, **given})
 
     def read(
         self, features: Mapping[str, Path], labels: Path | None, patients: Mapping[str, str]
@@ -87,18 +91,16 @@ class Mil:
             )
         if isinstance(features, np.ndarray):
             return _fit_means(features, codes)
-        from tiaft_extensions.histotransfer.training import Recipe, train
+        from tiaft_extensions.histotransfer.training import train
 
-        recipe = Recipe(**self._settings)
-        net = train(features, codes, len(classes), groups, seed, recipe).net
+        net = train(features, codes, len(classes), groups, seed, self._recipe).net
         return partial(_scores, net)
 
     def leave(self, folder: Path, experiment: Experiment, problem: Problem, seed: int) -> None:
         """Keep the heads of the first repeat's folds, and the attention that they pay to tiles."""
         from tiaft_extensions.histotransfer.kept import keep_attention
-        from tiaft_extensions.histotransfer.training import Recipe
 
-        keep_attention(folder, experiment, problem, seed, Recipe(**self._settings))
+        keep_attention(folder, experiment, problem, seed, self._recipe)
 
 
 def _scores(net: Any, bags: Any) -> np.ndarray:

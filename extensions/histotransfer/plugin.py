@@ -1,4 +1,4 @@
-"""What histotransfer adds to tiaft: ``tiaft histotransfer``, and the probes of bags."""
+"""What histotransfer adds to tiaft: its commands, the probes of bags, and a finetuner."""
 
 from tiaft_plugin.hookspecs import hookimpl
 
@@ -18,3 +18,28 @@ def register_probes(register):
 
     register("mil", Mil())
     register("mil-gated", Mil(gated=True))
+
+
+@hookimpl
+def register_aggregators(register):
+    """Register pooling by the attention that was learnt on another cohort."""
+    from tiaft_extensions.histotransfer.pooling import pooling_by
+
+    register("attention", pooling_by, target="RUN")
+
+
+@hookimpl
+def measure_tiles(tiles, store):
+    """Add the attention that is kept beside a store."""
+    from tiaft_extensions.histotransfer.maps.scores import ATTENTION
+    from tiaft_extensions.interpretability.gradcam.scores import scores_of
+
+    return scores_of(store, tiles.ids, ATTENTION)
+
+
+@hookimpl
+def register_finetuners(register):
+    """Register top-k fine-tuning."""
+    from tiaft_extensions.histotransfer.topk.finetuner import TopK
+
+    register("top-k", TopK())

@@ -14,29 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from tiaft_extensions.histotransfer.attention import ATTENTION, HIDDEN, AttentionNet
+from tiaft_extensions.histotransfer.attention import AttentionNet
 from tiaft_extensions.histotransfer.bags import Bags
+from tiaft_extensions.histotransfer.recipe import Recipe
 from tiaft_plugin.probes.folds import make_folds
 
 LEAST_CHOOSING = 2  # bags: one alone chooses nothing
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The paper's stage 1: Adam, 20 epochs, one slide a step, cross-entropy.
-
-    `held_out` folds of the training part are made, by group and stratified, and one of them
-    chooses the epoch: best accuracy, then lowest loss, then the earliest. With `standardise` (not
-    in the paper), features have mean 0 and standard deviation 1 over the training tiles.
-    """
-
-    epochs: int = 20
-    lr: float = 1e-3
-    hidden: tuple[int, ...] = HIDDEN
-    attention: int = ATTENTION
-    gated: bool = False
-    standardise: bool = True
-    held_out: int = 5
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ class Subject:
 
     `network` is called with uint8 tiles (N, H, W, 3), H = W = `tile_size` px, and returns logits
     (N, C) of `classes`, or features (N, D) where there are none. `mpp` is in µm/px; `sha256` is
-    the model's, as stores have it.
+    the model's, as stores have it. With `tokens`, what transformers' blocks give (N, tokens, C)
+    counts as a map, too, one column wide: for what needs no places in the tile.
     """
 
     name: str
@@ -40,6 +41,13 @@ class Subject:
     tile_size: int
     mpp: float | None
     sha256: str = ""
+    tokens: bool = False
+
+    def maps(self, output: Any) -> torch.Tensor | None:
+        """Return a layer's output as maps (N, channels, h, w), or None where it is none."""
+        if self.tokens and isinstance(output, torch.Tensor) and output.ndim == 3:
+            return output.transpose(1, 2).unsqueeze(3)
+        return as_maps(output)
 
 
 class FeaturesOf(Network):
@@ -150,7 +158,7 @@ def activations(
 
     def keep(name: str) -> Callable:
         def hook(module: nn.Module, given: Any, output: torch.Tensor) -> None:
-            maps = as_maps(output)
+            maps = subject.maps(output)
             assert maps is not None
             # At once: what follows may be computed in the same memory (in-place ReLU, x += y).
             kept = maps.mean(dim=(2, 3)) if pooled else maps.clone()
@@ -294,7 +302,7 @@ def _shapes(subject: Subject) -> dict[str, tuple[int, ...]]:
 
     def look(name: str) -> Callable:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
-            maps = as_maps(output)
+            maps = subject.maps(output)
             if maps is not None:
                 shapes.setdefault(name, []).append(tuple(maps.shape))
                 has_weights[name] = any(True for _ in module.parameters())

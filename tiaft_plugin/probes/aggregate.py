@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 
 import numpy as np
 
@@ -23,16 +24,30 @@ def mean_of_tiles(features: np.ndarray, slides: np.ndarray) -> np.ndarray:
 def find_aggregator(name: str) -> Aggregate:
     """Return the aggregator of that name: "mean", or a plug-in's (`register_aggregators`).
 
-    It gets features (n, D) float32 and slides (n,) text, and returns (E,) numbers. Raises
-    TiaftError for a name that nobody registered.
+    It gets features (n, D) float32 and slides (n,) text, and returns (E,) numbers. One with a
+    target is named with it, "name=PATH". Raises TiaftError for a name that nobody registered, and
+    for a target that is missing or too many.
     """
-    known = {found.name: found.thing for found in collect("register_aggregators").values()}
-    known["mean"] = mean_of_tiles  # itself, not what registers it: tiles are then never all held
+    name, given, place = name.partition("=")
+    if name == "mean" and not given:
+        return mean_of_tiles  # itself, not what registers it: tiles are then never all held
+    known = collect("register_aggregators")
     if name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(known))}"
         raise TiaftError(f"no aggregator is called {name!r}: {hint}")
-    return known[name]
+    target = known[name].options["target"]
+    if target and not place:
+        raise TiaftError(f"--aggregate {name} needs to know which: --aggregate {name}={target}")
+    if given and not target:
+        raise TiaftError(f"--aggregate {name} takes nothing after it: ask for it as {name}")
+    return known[name].thing(Path(place)) if target else known[name].thing
+
+
+def shown_name(name: str) -> str:
+    """Return an aggregator's name as results have it: where a target lies is not theirs."""
+    name, given, place = name.partition("=")
+    return f"{name}{given}{Path(place).resolve().name if given else ''}"
 
 
 def represent(

@@ -28,10 +28,11 @@ def read_labels(
     names: Sequence[str] | None = None,
     transform: Transform = "log2p1",
     key_columns: Sequence[str] = (*KEYS, "patient"),
+    label: str = "label",
 ) -> Targets:
     """Read what is to be predicted from ``.csv``, ``.tsv`` or ``.parquet``.
 
-    "classes": a key, the first of `key_columns` there is, and `label`. "numbers" and
+    "classes": a key, the first of `key_columns` there is, and the column `label`. "numbers" and
     "binary": `patient` (or a key), and a column a gene, of which `names` are taken. All may have
     `group`, `slide` and `patient`, which say what rows belong to. A missing value is NaN, a
     missing label "".
@@ -43,7 +44,7 @@ def read_labels(
     if transform not in TRANSFORMS:
         raise TiaftError(f"no transform is called {transform!r}: {', '.join(TRANSFORMS)}")
     if kind == "classes":
-        return _read_classes(path, key_columns)
+        return _read_classes(path, key_columns, label)
     key, table = _read(path, ("patient", *KEYS), names=names)
     source: dict[str, Any] = {**table.source, "notes": []}
     if not table.names:
@@ -76,13 +77,13 @@ def labels_of(table: FeatureTable) -> Targets:
     return Targets("classes", table.keys, table.labels, classes, table.groups, source)
 
 
-def _read_classes(path: Path, columns: Sequence[str]) -> Targets:
-    key, table = _read(path, columns, names=(), more=("label",))
-    if "label" not in table.texts:
-        raise TiaftError(f"{path}: no column label, which names the class of each {key}")
-    labels = table.texts["label"]
+def _read_classes(path: Path, columns: Sequence[str], label: str) -> Targets:
+    key, table = _read(path, columns, names=(), more=(label,))
+    if label not in table.texts:
+        raise TiaftError(f"{path}: no column {label}, which names the class of each {key}")
+    labels = table.texts[label]
     if not (labels != "").any():
-        raise TiaftError(f"{path}: the column label is empty")
+        raise TiaftError(f"{path}: the column {label} is empty")
     _refuse_alike(str(path), labels)
     keys, classes = table.texts[key], _classes(labels)
     return Targets("classes", keys, labels, classes, _groups(path, table, key), table.source)

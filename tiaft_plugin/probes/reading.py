@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tiaft_plugin.engine.jobs import read_patients as read_patient_table
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.probes.aggregate import find_aggregator
+from tiaft_plugin.probes.aggregate import find_aggregator, shown_name
 from tiaft_plugin.probes.features import parse_feature_arguments, read_patients, read_tiles
 from tiaft_plugin.probes.interface import FeatureTable, Probe, Targets
 from tiaft_plugin.probes.labels import Transform, labels_of, read_labels
@@ -35,7 +35,7 @@ def read_inputs(
         known = read_patient_table(patients) if patients else None
         how = find_aggregator(aggregate)
         read = (read_patients(path, name, patients=known, aggregate=how) for name, path in chosen)
-        tables = [replace(t, source={**t.source, "aggregate": aggregate}) for t in read]
+        tables = [replace(t, source={**t.source, "aggregate": shown_name(aggregate)}) for t in read]
     if labels is None:
         return tables, labels_of(_labelled(tables))
     wanted = read_names(genes) if genes else None

@@ -7,7 +7,9 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +50,8 @@ def run_probe(
     cluster: str | None = None,
     unmatched: Unmatched = "refuse",
     missing: Missing = "refuse",
+    options: Mapping[str, Any] | None = None,
+    leak_control: bool = True,
     overwrite: bool = False,
     verbose: bool | None = True,
 ) -> Result:
@@ -57,12 +61,13 @@ def run_probe(
     in one fold; the paper's folds do not. `permutations` of the labels by group give p values of
     their own; `draws` are the bootstrap's. The others are compared with `reference`, the first set
     unless named. `select` says whose p values choose the significant genes: a set's name, or
-    "union". `out` is the folder for report.html, results.csv, summary.json, predictions.npz and
-    run.json; the same inputs, seed and versions give the same bytes (but run.json), whatever
-    `workers` and `cluster` (a Dask scheduler's address). An interrupted run, given again, goes on.
-    Raises TiaftError.
+    "union". `options` are the probe's own, by name; without `leak_control`, which trains 20 times
+    more, it is left out. `out` is the folder for report.html, results.csv, summary.json,
+    predictions.npz and run.json; the same inputs, seed and versions give the same bytes (but
+    run.json), whatever `workers` and `cluster` (a Dask scheduler's address). An interrupted run,
+    given again, goes on. Raises TiaftError.
     """
-    registered = find_probe(probe)
+    registered = _with_options(find_probe(probe), options or {})
     unit = tables[0].unit if tables and tables[0].unit else registered.thing.unit
     experiment = match(tables, targets, unit=unit, unmatched=unmatched, missing=missing)
     settings = Settings(
@@ -78,10 +83,9 @@ def run_probe(
     )
     _check(experiment, settings, registered)
     problems = problems_of(experiment, folds=folds, repeats=repeats, seed=seed, grouped=grouped)
+    how = (workers, cluster, leak_control, verbose)
     if out is None:
-        return _computed(
-            registered, experiment, problems, settings, None, workers, cluster, verbose
-        )
+        return _computed(registered, experiment, problems, settings, None, *how)
     out = Path(out)
     refuse_unwritable(out)
     with locked(out, wait=False):
@@ -89,9 +93,7 @@ def run_probe(
             refuse_results(out)
         begun = time.time()
         kept = out / UNFINISHED / _fingerprint(registered, experiment, settings)
-        result = _computed(
-            registered, experiment, problems, settings, kept, workers, cluster, verbose
-        )
+        result = _computed(registered, experiment, problems, settings, kept, *how)
         _leave(registered, experiment, problems, seed, kept / "left", out)
         circumstances = {
             "seconds": round(time.time() - begun, 1),
@@ -138,6 +140,15 @@ def find_probe(name: str) -> Registered:
     return sound(probes[name])
 
 
+def _with_options(registered: Registered, options: Mapping[str, Any]) -> Registered:
+    """Return a probe with options of its own. Raises TiaftError where it has none."""
+    if not options:
+        return registered
+    if not hasattr(registered.thing, "with_options"):
+        raise TiaftError(f"the probe {registered.name} has no options of its own")
+    return replace(registered, thing=registered.thing.with_options(**options))
+
+
 def _check(experiment: Experiment, settings: Settings, registered: Registered) -> None:
     sets = list(experiment.features)
     if COLOUR in sets:
@@ -172,6 +183,7 @@ def _computed(
     kept: Path | None,
     workers: int,
     cluster: str | None,
+    leak_control: bool,
     verbose: bool | None,
 ) -> Result:
     """Compute all pieces, and make the result of them."""
@@ -182,7 +194,7 @@ def _computed(
         sets[COLOUR] = experiment.colour
     names = list(sets)
     context = (registered.thing, list(sets.values()), problems, settings)
-    pieces = _pieces(names, problems, settings)
+    pieces = _pieces(names, problems, settings, leak_control)
     computed = run_pieces(
         _compute,
         context,
@@ -236,7 +248,9 @@ def _result(
     return Result(summary, analysis.rows, pack(experiment, problems, traces))
 
 
-def _pieces(names: list[str], problems: list[Problem], settings: Settings) -> list[Piece]:
+def _pieces(
+    names: list[str], problems: list[Problem], settings: Settings, leak_control: bool
+) -> list[Piece]:
     """List what is to be computed; colour is a baseline itself, and has no others.
 
     The leak control needs groups of several rows, and two of them.
@@ -249,7 +263,7 @@ def _pieces(names: list[str], problems: list[Problem], settings: Settings) -> li
                 continue
             if settings.permutations:
                 pieces += [("permuted", s, p, j) for j in range(settings.permutations + 1)]
-            if p == 0 and 1 < problem.clusters < len(problem.groups):
+            if leak_control and p == 0 and 1 < problem.clusters < len(problem.groups):
                 for kind in ("leak_grouped", "leak_ungrouped"):
                     pieces += [(kind, s, p, j) for j in range(baselines.LEAK_DRAWS)]
     return pieces

@@ -54,6 +54,10 @@ def draw_common(found: Comparison) -> tuple[str, bytes]:
             colour, marker, width = LOOKS[kind]
             y = [found.cka[kind][a, b] for _, a, b in common]
             axes.plot(places, y, color=colour, marker=marker, linewidth=width, label=SHOWN[kind])
+        if found.interval:
+            ends = found.interval.low, found.interval.high
+            low, high = ([end[a, b] for _, a, b in common] for end in ends)
+            axes.vlines(places, low, high, color=LOOKS[UNBIASED][0], label="its 95 % interval")
         _name(axes, [name for name, _, _ in common])
         axes.set_ylim(min(0, axes.get_ylim()[0]), 1.03)
         axes.set_ylabel("CKA of a layer with its own")

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from tiaft_extensions.histotransfer.cka.figures import SHOWN, draw_common, draw_pairs
-from tiaft_extensions.histotransfer.cka.study import MINIBATCH, PLAIN, UNBIASED, Comparison, Side
+from tiaft_extensions.histotransfer.cka.study import (
+    MINIBATCH,
+    PLAIN,
+    UNBIASED,
+    Comparison,
+    Interval,
+    Side,
+)
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import refuse_existing, refuse_unwritable, write_folder_atomically
 from tiaft_plugin.page import page, shown, table
@@ -55,25 +62,40 @@ def common_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
         [name, str(found.a.channels[a]), *(_three(cka[a, b]) for cka in found.cka.values())]
         for name, a, b in found.common
     ]
+    if found.interval:
+        place = head.index(f"CKA, {SHOWN[UNBIASED]}") + 1
+        head.insert(place, "95 % interval")
+        for row, (_, a, b) in zip(rows, found.common, strict=True):
+            row.insert(place, _between(found.interval, a, b))
     return head, rows
 
 
 def nearest_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return head and rows, for people, of the layer of B that is most like each layer of A."""
     head = [f"layer of {found.a.name}", f"most like it in {found.b.name}", "CKA"]
+    head += ["95 % interval"] if found.interval else []
     rows = []
-    for name, values in zip(found.a.layers, found.best, strict=True):
+    for a, (name, values) in enumerate(zip(found.a.layers, found.best, strict=True)):
         if np.isfinite(values).any():
             place = int(np.nanargmax(values))
-            rows.append([name, found.b.layers[place], _three(values[place])])
+            between = [_between(found.interval, a, place)] if found.interval else []
+            rows.append([name, found.b.layers[place], _three(values[place]), *between])
     return head, rows
 
 
+def _between(interval: Interval, a: int, b: int) -> str:
+    ends = [_three(end[a, b]) for end in (interval.low, interval.high)]
+    return " to ".join(ends) if "–" not in ends else "–"
+
+
 def _rows(found: Comparison) -> Iterator[list[Any]]:
-    yield ["layer_a", "channels_a", "layer_b", "channels_b", *(f"cka_{k}" for k in found.cka)]
+    kinds = dict(found.cka)
+    if found.interval:
+        kinds |= {"unbiased_low": found.interval.low, "unbiased_high": found.interval.high}
+    yield ["layer_a", "channels_a", "layer_b", "channels_b", *(f"cka_{kind}" for kind in kinds)]
     for a, (layer_a, channels_a) in enumerate(zip(found.a.layers, found.a.channels, strict=True)):
         for b, (name, channels) in enumerate(zip(found.b.layers, found.b.channels, strict=True)):
-            values = [cka[a, b] for cka in found.cka.values()]
+            values = [cka[a, b] for cka in kinds.values()]
             cells = [f"{value:.8g}" if math.isfinite(value) else "" for value in values]
             yield [layer_a, channels_a, name, channels, *cells]
 
@@ -88,6 +110,7 @@ def _summary(found: Comparison, seed: int) -> dict[str, Any]:
             "fingerprint": fingerprint(found.tiles),
         },
         "batches": list(found.batches),
+        "interval": f"jackknife, {found.interval.left_out}" if found.interval else None,
         "seed": seed,
         "notes": found.notes,
     }
@@ -148,9 +171,22 @@ def _told(found: Comparison, seed: int) -> str:
     }
     said = " ".join(text for kind, text in kinds.items() if kind in found.cka)
     return (
-        f"<p>{said} What a layer gives is averaged over its map. Tiles that touch, or come from "
-        "one slide, are alike: these numbers hold for tissue such as this, and have no interval. "
-        f"Seed {seed}. cka.csv has all pairs.</p>"
+        f"<p>{said} What a layer gives is averaged over its map; what a transformer's block gives, "
+        "over its tokens, the class token and others before the tile's own among them. "
+        f"{_spread(found.interval)} Seed {seed}. cka.csv has all pairs.</p>"
+    )
+
+
+def _spread(interval: Interval | None) -> str:
+    if interval is None:
+        return (
+            "These numbers have no interval: it needs --exact, more tiles, or fewer tiles and "
+            "layers than took too much memory; other tiles give others."
+        )
+    return (
+        "The 95 % interval is of the unbiased CKA, by a jackknife that leaves out one of "
+        f"{interval.left_out} at a time: so far other such tissue may give others. Intervals of "
+        "two layers are not independent: the same tiles are in both."
     )
 
 

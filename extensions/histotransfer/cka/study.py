@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tiaft_extensions.histotransfer.cka.hsic import FEWEST, ExactCKA, MinibatchCKA
+from tiaft_extensions.histotransfer.cka.spread import groups_of, intervals
 from tiaft_extensions.interpretability.pick import read_tiles
 from tiaft_extensions.interpretability.subject import (
     PRETRAINED,
@@ -25,6 +26,7 @@ LAYERS = 8  # by default: of ResNet18 its blocks
 BATCH = 256  # tiles of a minibatch, at least
 AT_ONCE = 64  # tiles in memory
 MEMORY = 2 * 2**30  # bytes, of sums for the exact CKA
+INTERVAL_MEMORY = 2**29  # bytes, of what intervals need
 PLAIN, UNBIASED, MINIBATCH = "plain", "unbiased", "minibatch"
 FEW_TILES = 0.05  # between the plain and the unbiased CKA: where it is more, it is said
 
@@ -44,11 +46,21 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """95 % intervals of the unbiased CKA, (A, B) each, and what they leave out, in words."""
+
+    low: np.ndarray
+    high: np.ndarray
+    left_out: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """CKA between layers of `a` and of `b`: `cka` maps the kind of estimate to (A, B) float64.
 
     Kinds are ``plain`` and ``unbiased``, which are exact, and ``minibatch``. NaN where a layer
     gives the same for all tiles. `batches` hold that many tiles each; `notes` are for people.
+    `interval` is None where it would take too much memory, or tiles are too few.
     """
 
     a: Side
@@ -57,6 +69,7 @@ class Comparison:
     batches: tuple[int, ...]
     cka: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
+    interval: Interval | None = None
 
     @property
     def best(self) -> np.ndarray:
@@ -88,8 +101,9 @@ def before(subject: Subject, pretrained: str, seed: int = 0) -> Subject:
 def side(subject: Subject, layers: Sequence[str] = ()) -> Side:
     """Return a network with layers to compare; none are up to eight ends of blocks.
 
-    Raises TiaftError for a layer that it lacks, or that gives no map.
+    Raises TiaftError for a layer that it lacks, or that gives neither a map nor tokens.
     """
+    subject = replace(subject, tokens=True)
     chosen = [name.removeprefix("part_a.") for name in layers] or default_layers(subject, LAYERS)
     known = layers_of(subject)
     for name in chosen:
@@ -111,9 +125,9 @@ def compare(
 ) -> Comparison:
     """Return the CKA between the layers of two networks, from up to `count` random tiles.
 
-    What a layer gives is averaged over its map (GAP). Tiles are read and forgotten; minibatches
-    have `batch` of them or more. Without `exact` there are minibatches only, which need less
-    memory. Raises TiaftError.
+    What a layer gives is averaged over its map (GAP), or over its tokens, class token and all.
+    Tiles are read and forgotten; minibatches have `batch` of them or more. Without `exact` there
+    are minibatches only, which need less memory, and no intervals. Raises TiaftError.
     """
     _refuse_too_large(a, b, exact)
     if a.name == b.name:
@@ -124,16 +138,34 @@ def compare(
     batches = np.array_split(rows, max(1, len(rows) // batch))
     shape = len(a.layers), len(b.layers)
     minibatch, whole = MinibatchCKA(*shape), ExactCKA(*shape) if exact else None
+    groups = groups_of([tileset.groups[row] for row in rows], seed)
+    enough = groups is not None and 8 * len(rows) ** 2 * sum(shape) <= INTERVAL_MEMORY
+    kept: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
     for of_a, of_b in _given(a, b, tileset, batches):
         minibatch.add(of_a, of_b)
         if whole:
             whole.add(of_a, of_b)
+        if whole and enough:
+            kept.append((of_a, of_b))
     cka = {PLAIN: whole.plain(), UNBIASED: whole.unbiased()} if whole else {}
     cka[MINIBATCH] = minibatch.cka()
+    interval = _interval(kept, groups, cka[UNBIASED]) if kept and groups else None
     sizes = tuple(len(each) for each in batches)
-    found = Comparison(a, b, tileset.subset(np.sort(rows)), sizes, cka)
+    tiles = tileset.subset(np.sort(rows))
+    found = Comparison(a, b, tiles, sizes, cka, interval=interval)
     found.notes.extend(_notes(found))
     return found
+
+
+def _interval(
+    kept: Sequence[tuple[list[np.ndarray], list[np.ndarray]]],
+    groups: tuple[np.ndarray, str],
+    cka: np.ndarray,
+) -> Interval:
+    of_a, of_b = zip(*kept, strict=True)
+    low, high = intervals(_joined(of_a), _joined(of_b), groups[0])
+    there = np.isfinite(cka)
+    return Interval(np.where(there, low, np.nan), np.where(there, high, np.nan), groups[1])
 
 
 def _refuse_too_large(a: Side, b: Side, exact: bool) -> None:
@@ -209,3 +241,16 @@ def _notes(found: Comparison) -> Iterator[str]:
                 f"The plain CKA is up to {apart:.2f} off the unbiased one: "
                 f"{len(found.tiles)} tiles are few for so many channels."
             )
+    blocks = found.interval is not None and found.interval.left_out.endswith("random tiles")
+    if blocks and np.isfinite(found.best).any():
+        yield (
+            f"The tiles are of {_slides(found.tiles)}: intervals are of other tiles of the same "
+            "slides, and say nothing of other slides."
+        )
+
+
+def _slides(tiles: TileSet) -> str:
+    known = len(tiles.group_names)
+    if not known or None in tiles.groups:
+        return "unknown slides"
+    return f"{known} slide{'s' * (known != 1)} or patient{'s' * (known != 1)}"

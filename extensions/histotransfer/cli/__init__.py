@@ -9,9 +9,13 @@ def histotransfer() -> None:
 
 
 def _add_commands() -> None:
+    from tiaft_extensions.histotransfer.cli.bags import bags
     from tiaft_extensions.histotransfer.cli.cka import cka
+    from tiaft_extensions.histotransfer.cli.compare import compare
+    from tiaft_extensions.histotransfer.cli.maps import maps
+    from tiaft_extensions.histotransfer.cli.tune import tune
 
-    for command in (cka,):
+    for command in (bags, cka, compare, maps, tune):
         histotransfer.add_command(command)
 
 

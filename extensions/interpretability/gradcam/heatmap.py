@@ -42,11 +42,12 @@ def key(width: int = 256, height: int = 12) -> np.ndarray:
 class SlideMap:
     """Maps of tiles laid on a slide of `size` (width, height) baseline pixels; overlaps averaged.
 
-    `cell` is the side of a map's cell in baseline pixels: the canvas is some times finer.
+    `cell` is the side of a map's cell in baseline pixels: the canvas is some times finer. What is
+    as large as `brightest` is drawn as 1; without, the 99th percentile of all is.
     """
 
-    def __init__(self, size: tuple[int, int], cell: float):
-        self.size = size
+    def __init__(self, size: tuple[int, int], cell: float, brightest: float | None = None):
+        self.size, self.brightest = size, brightest
         self.downsample = max(cell / FINER, max(size) / LONGEST_SIDE, 1.0)
         width, height = (max(1, round(side / self.downsample)) for side in size)
         self.sums = np.zeros((height, width), np.float32)
@@ -71,11 +72,15 @@ class SlideMap:
         """Return the map, 0 to 1, float32 (height, width); 0 where there is no tile."""
         mean = self.sums / np.maximum(self.counts, 1)
         warm = mean[mean > 0]
-        return np.minimum(mean / np.percentile(warm, BRIGHTEST), 1) if warm.size else mean
+        if not warm.size:
+            return mean
+        return np.minimum(mean / (self.brightest or np.percentile(warm, BRIGHTEST)), 1)
 
-    def over_slide(self, slide: Path) -> np.ndarray:
-        """Return the map over the slide's own pixels, uint8 (height, width, 3)."""
+    def over_slide(self, slide: Path | None) -> np.ndarray:
+        """Return the map over the slide's own pixels, or white, uint8 (height, width, 3)."""
         height, width = self.sums.shape
+        if slide is None:
+            return over(np.full((height, width, 3), 255, np.uint8), self.heat())
         pixels = read_thumbnail(slide, max(height, width))
         if pixels.shape[:2] != (height, width):
             pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)

@@ -16,10 +16,11 @@ from tiaft_plugin.cli.options import (
     settings,
 )
 
-UNMATCHED = "unmatched.csv"
+UNMATCHED, SLIDES = "unmatched.csv", "slides.csv"
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
+_SHARE = Finite(0, 1, max_open=True)
 
 _DATA = section(
     "Data",
@@ -42,11 +43,19 @@ _DATA = section(
     ),
     click.option(
         "--val-share",
-        type=Finite(0, 1, max_open=True),
+        type=_SHARE,
+        default=0.15,
+        show_default=True,
+        metavar="SHARE",
+        help="Of the patients, to choose the epoch by.",
+    ),
+    click.option(
+        "--test-share",
+        type=_SHARE,
         default=0.2,
         show_default=True,
         metavar="SHARE",
-        help="Share of the patients to measure on, never trained on.",
+        help="Of the patients, to measure on at the end; they choose nothing.",
     ),
     click.option("--mpp", type=POSITIVE, metavar="UM_PER_PX", help="The tiles' µm/px."),
 )
@@ -107,6 +116,7 @@ _COMPUTER = section(
     "Computer",
     device_option,
     click.option("--devices", type=_COUNT, default=1, show_default=True, help="Processes."),
+    click.option("--nodes", type=_COUNT, default=1, show_default=True, help="Machines."),
     click.option("--resume-anyway", is_flag=True, help="Go on where versions differ."),
     click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run."),
 )
@@ -122,12 +132,15 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
     """Fine-tune an encoder on slides' expression, directly or by contrast, to a model file.
 
     Tiles stand in a folder a slide, or in a manifest.csv whose column group is the slide. Feature
-    stores are for --train head. Interrupted, the same command goes on. Writes model.safetensors,
-    heads.safetensors, metrics.csv, left_out.csv (genes), unmatched.csv (slides, samples and genes
-    before training) and report.html.
+    stores are for --train head. Patients are split three ways: to learn from, to choose the epoch
+    by, and to test on, beside the encoder as it was. Interrupted, the same command goes on. Writes
+    model.safetensors, heads.safetensors, report.html, metrics.csv (epochs), test.csv, test.json,
+    test.npz and genes.csv (the test), slides.csv (who is in which set), left_out.csv (genes) and
+    unmatched.csv (slides, samples and genes before training).
     """
     from tiaft_extensions.transcriptomics.tune.samples import read_samples
     from tiaft_plugin.finetune.interface import FinetuneJob
+    from tiaft_plugin.finetune.processes import is_first
     from tiaft_plugin.finetune.run import finetune
     from tiaft_plugin.zoo.folder import file_of, names
 
@@ -137,19 +150,19 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
         patients=given.pop("patients"),
         genes=given.pop("genes"),
         val_share=given.pop("val_share"),
+        test_share=given.pop("test_share"),
         seed=given["seed"],
         mpp=given["mpp"],
         unit=given.pop("unit"),
         genes_in=given.pop("genes_in") or "",
     )
-    for line in (*data.lines, *data.left.summary()):
-        click.echo(line, err=True)
     options = {name: given.pop(name) for name in ("train", "blocks", "pooling", "epochs", "lr",
                                                   "slides", "tiles", "chunk")}  # fmt: skip
     options |= {"genes": given.pop("most_variable"), **given.pop("more")}
     job = FinetuneJob(
         train=data.train,
         val=data.val,
+        test=data.test,
         inputs=data.inputs,
         targets="regression",
         init=str(file_of(init)) if init in names() else init,
@@ -157,8 +170,12 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
         notes=tuple(line.strip() for line in data.left.summary()),
         **given,
     )
+    if is_first(job):
+        for line in (*data.lines, *data.left.summary()):
+            click.echo(line, err=True)
     result = finetune(job, f"expression-{objective}", register)
     data.left.write(job.out / UNMATCHED)
+    data.write_slides(job.out / SLIDES)
     click.echo(result.summary)
     for name in ("model", "report", "metrics"):
         click.echo(f"{name:10}{getattr(result, name)}")

@@ -72,11 +72,13 @@ class ImageBags:
 
 def draw(bags: Bags, slide: int, most: int, seed: int, number: int) -> np.ndarray:
     """Return the places (k,) of at most `most` tiles of a slide, sorted; draw `number` of them."""
-    size = int(bags.sizes[slide])
+    return _some_of(int(bags.sizes[slide]), most, seed, number, slide)
+
+
+def _some_of(size: int, most: int, *seed: int) -> np.ndarray:
     if size <= most:
         return np.arange(size)
-    rng = np.random.default_rng((seed, number, slide))
-    return np.sort(rng.choice(size, most, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(size, most, replace=False))
 
 
 def read_chunk(bags: Bags, slides: Sequence[int], most: int, seed: int, number: int) -> Chunk:
@@ -95,21 +97,26 @@ def cache_stores(
 ) -> FeatureBags:
     """Keep at most `most` tiles of each slide's feature stores in `folder`; what is there stays.
 
-    Raises TiaftError for stores that are damaged, empty, or not of one width.
+    A store's chunks are read one after the other. Raises TiaftError for stores that are damaged,
+    empty, or not of one width.
     """
 
     def features(number: int) -> np.ndarray:
-        parts = []
-        for path in slides[number]:
-            store = read_store(path)
+        stores = [read_store(path) for path in slides[number]]
+        for store in stores:
             if store.kind != "features":
-                raise TiaftError(f"{path} holds {store.kind}, not features")
-            parts += list(checked_chunks(store))
-        if not sum(map(len, parts)):
+                raise TiaftError(f"{store.path} holds {store.kind}, not features")
+        tiles = sum(map(len, stores))
+        if not tiles:
             raise TiaftError(f"{slides[number][0]} has no tile: leave its slide out")
+        places, begin, parts = _some_of(tiles, most, seed, FIXED, number), 0, []
+        for chunk in (chunk for store in stores for chunk in checked_chunks(store)):
+            own = places[(places >= begin) & (places < begin + len(chunk))] - begin
+            parts.append(chunk[own])
+            begin += len(chunk)
         return np.concatenate(parts)
 
-    return _cache(features, len(slides), folder, most, seed)
+    return _cache(features, len(slides), folder)
 
 
 @torch.no_grad()
@@ -131,24 +138,19 @@ def cache_images(
             parts.append(encode(tiles).float().cpu().numpy())
         return np.concatenate(parts)
 
-    return _cache(features, len(bags.files), folder, most, seed)
+    return _cache(features, len(bags.files), folder)
 
 
-def _cache(
-    features: Callable[[int], np.ndarray], slides: int, folder: Path, most: int, seed: int
-) -> FeatureBags:
+def _cache(features: Callable[[int], np.ndarray], slides: int, folder: Path) -> FeatureBags:
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:06d}.npy" for number in range(slides)]
     widths = set[int]()
     with progress(slides, "Features", "slide") as bar:
         for number, file in enumerate(files):
             if not file.exists():
-                values = features(number)
-                if len(values) > most:
-                    rng = np.random.default_rng((seed, FIXED, number))
-                    values = values[np.sort(rng.choice(len(values), most, replace=False))]
+                values = np.ascontiguousarray(features(number), dtype=np.float32)
                 with write_atomically(file) as temporary:
-                    np.save(temporary, np.ascontiguousarray(values, dtype=np.float32))
+                    np.save(temporary, values)
             widths.add(int(np.load(file, mmap_mode="r").shape[1]))
             bar.update()
     if len(widths) > 1:

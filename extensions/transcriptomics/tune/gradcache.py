@@ -20,24 +20,25 @@ def backward_whole(
     loss_of: Callable[[Tensor], Tensor],
     *,
     seed: int = 0,
+    first: int = 0,
     gather: Callable[[Tensor], tuple[Tensor, slice]] | None = None,
 ) -> Tensor:
     """Add the gradient of ``loss_of(cat(forward(chunk) for chunk in chunks))``; return the loss.
 
     `forward` gives (n, P) of a chunk, and draws (dropout) from torch's generators, which are set
-    from `seed` and the chunk's number: the same draws in both passes. With several processes,
-    `gather` makes the embeddings of all out of this one's, and says which are its own: the
-    gradients of `forward`'s weights are then this process's part, and those of `loss_of`'s the
-    whole.
+    from `seed` and the chunk's number, counted from `first`: the same draws in both passes. With
+    several processes, `gather` makes the embeddings of all out of this one's, and says which are
+    its own: the gradients of `forward`'s weights are then this process's part, and those of
+    `loss_of`'s the whole.
     """
     if len(chunks) == 1 and gather is None:
-        every = _drawn(forward, chunks[0], seed, 0)
+        every = _drawn(forward, chunks[0], seed, first)
         torch.manual_seed(seed)
         loss = loss_of(every)
         loss.backward()
         return loss.detach()
     with torch.no_grad():
-        parts = [_drawn(forward, chunk, seed, number) for number, chunk in enumerate(chunks)]
+        parts = [_drawn(forward, chunk, seed, n) for n, chunk in enumerate(chunks, first)]
     every = torch.cat(parts)
     every, own = gather(every) if gather else (every, slice(None))
     every.requires_grad_(True)
@@ -46,8 +47,8 @@ def backward_whole(
     loss.backward()
     assert every.grad is not None
     gradients = every.grad[own].split([len(part) for part in parts])
-    for number, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True)):
-        _drawn(forward, chunk, seed, number).backward(gradient)
+    for n, (chunk, gradient) in enumerate(zip(chunks, gradients, strict=True), first):
+        _drawn(forward, chunk, seed, n).backward(gradient)
     return loss.detach()
 
 

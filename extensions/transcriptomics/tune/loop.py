@@ -68,18 +68,13 @@ class Tuned(nn.Module):
 
 @dataclass
 class Progress:
-    """Epochs and steps done, rows of ``metrics.csv``, the sum of losses, and the best epoch.
-
-    `genes` holds each gene's correlation in held-out slides, by the weights that are kept, where
-    the objective predicts genes.
-    """
+    """Epochs and steps done, rows of ``metrics.csv``, the sum of losses, and the best epoch."""
 
     epoch: int = 0
     step: int = 0
     loss: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
-    genes: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ class Work:
     tuned: Tuned
     settings: TuneSettings
     train: Split
-    held_out: dict[str, Split]  # "val" and "test", where there are such slides
+    val: Split | None  # slides that the epoch may be chosen by
     fabric: Fabric
     seed: int
     folder: Path
@@ -113,7 +108,6 @@ def run(work: Work) -> Progress:
             loop.epoch(bar)
     if loop.progress.best is not None:
         work.tuned.restore(loop.progress.best["weights"])
-    loop.progress.genes = {name: loop.by_gene(its) for name, its in work.held_out.items()}
     return loop.progress
 
 
@@ -127,9 +121,10 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(
             self.learns.values(), lr=settings.lr, weight_decay=settings.weight_decay
         )
-        # A last batch of one slide, which has no other to be told from, joins the one before.
+        # A last batch of one slide, which has no other to be told from, joins the one before; so
+        # does one that is too small for all processes to have a slide of it.
         starts = list(range(0, len(work.train), settings.slides))
-        if len(starts) > 1 and len(work.train) - starts[-1] < 2:
+        if len(starts) > 1 and len(work.train) - starts[-1] < max(2, work.fabric.world_size):
             starts.pop()
         self.bounds = list(zip(starts, [*starts[1:], len(work.train)], strict=True))
         self.saved, self.since = monotonic(), 0
@@ -158,7 +153,7 @@ class _Loop:
             if state.step < len(self.bounds):
                 self._save_if_due()
         rows = [{"split": "train", "loss": state.loss / len(work.train)}]
-        rows += [{"split": name, **self.measure(its)} for name, its in work.held_out.items()]
+        rows += [{"split": "val", **self.measure(work.val)}] if work.val else []
         for row in rows:
             row |= {"epoch": state.epoch + 1, "lr": self._lr(self._number() - 1)}
         state.rows += rows
@@ -202,6 +197,7 @@ class _Loop:
                 chunks,
                 lambda every: work.tuned.objective(every, expression, patients),
                 seed=seed,
+                first=int(own[0]),
                 gather=None if fabric.world_size == 1 else self._gather(len(slides), own),
             )
         if fabric.world_size > 1:
@@ -220,7 +216,7 @@ class _Loop:
 
     def _gather(self, slides: int, own: np.ndarray) -> Any:
         """Return what puts the embeddings of all processes together."""
-        place = slice(int(own[0]), int(own[-1]) + 1) if len(own) else slice(0, 0)
+        place = slice(int(own[0]), int(own[-1]) + 1)
 
         def gather(mine: Tensor) -> tuple[Tensor, slice]:
             every = mine.new_zeros(slides, mine.shape[1])
@@ -242,9 +238,11 @@ class _Loop:
     def embed(self, split: Split) -> Tensor:
         """Return the embeddings (S, P) of all slides, of the same tiles at every call."""
         self.work.tuned.eval()
-        size, every = self.work.settings.chunk, range(len(split))
-        parts = [list(every[start : start + size]) for start in every[::size]]
-        return torch.cat([self._embed(split, part, FIXED) for part in parts])
+        size, every = self.work.settings.chunk, list(range(len(split)))
+        rows = torch.empty(len(split), self.work.tuned.tower.width, device=self.device)
+        for start in every[::size]:
+            rows[start : start + size] = self._embed(split, every[start : start + size], FIXED)
+        return rows
 
     @torch.no_grad()
     def measure(self, split: Split) -> dict[str, float]:
@@ -260,15 +258,6 @@ class _Loop:
         first = torch.stack([(patients == p).nonzero()[0, 0] for p in patients.unique()])
         cosines = similarity(slides, objective.predict(expression[first]))
         return found | {f"recall@{n}": recall(cosines, patients, n) for n in _RECALLED}
-
-    @torch.no_grad()
-    def by_gene(self, split: Split) -> list[float]:
-        """Return each gene's correlation with what is predicted; none by contrast."""
-        objective = self.work.tuned.objective
-        if not isinstance(objective, Direct):
-            return []
-        predicted = objective.predict(self.embed(split))
-        return pearson(predicted, split.expression.to(self.device)).tolist()
 
     def _note_best(self, rows: list[dict[str, Any]]) -> None:
         state = self.progress

@@ -1,154 +1,143 @@
-"""The files of a run: the model, its heads, metrics by epoch, what was left out, and a page."""
+"""The files of a run: the model, its heads, metrics, what the test found, and a page."""
 
 import csv
 import json
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from tiaft_extensions.transcriptomics.tune.checks import Data, patients_of
 from tiaft_extensions.transcriptomics.tune.loop import Progress, Tuned
+from tiaft_extensions.transcriptomics.tune.report import lines_of, plain, report
+from tiaft_extensions.transcriptomics.tune.scores import DRAWS, Score
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
+from tiaft_extensions.transcriptomics.tune.tested import Tested
 from tiaft_plugin.files import write_atomically
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
 from tiaft_plugin.network.file import save_model
 from tiaft_plugin.network.net import Network
-from tiaft_plugin.page import COLOURS, drawing, page, shown, svg, table
-
-if TYPE_CHECKING:
-    from tiaft_extensions.transcriptomics.tune.run import Data
 
 MODEL, HEADS = "model.safetensors", "heads.safetensors"
 METRICS, GENES = "metrics.csv", "genes.csv"
+TEST, SUMMARY, PREDICTED = "test.csv", "test.json", "test.npz"
 LEFT_OUT, REPORT = "left_out.csv", "report.html"
-FILES = (MODEL, HEADS, METRICS, GENES, LEFT_OUT, REPORT)
+FILES = (MODEL, HEADS, METRICS, GENES, TEST, SUMMARY, PREDICTED, LEFT_OUT, REPORT)
 _MEASURES = ("pearson", "recall@1", "recall@10")
 
 
-def write_run(
-    job: FinetuneJob,
-    net: Network,
-    tuned: Tuned,
-    found: Progress,
-    data: "Data",
-    settings: TuneSettings,
-    objective: str,
-    warnings: tuple[str, ...],
-) -> FinetuneResult:
+@dataclass(frozen=True)
+class Outcome:
+    """A run that is done: what it was told, what it learnt, and what was measured."""
+
+    job: FinetuneJob
+    settings: TuneSettings
+    objective: str
+    data: Data
+    tuned: Tuned
+    found: Progress
+    test: Tested | None
+    warnings: tuple[str, ...]
+
+    @property
+    def kept(self) -> int:
+        """The number of the epoch whose weights are kept."""
+        return self.found.best["epoch"] if self.found.best else self.settings.epochs
+
+
+def write_run(outcome: Outcome, net: Network) -> FinetuneResult:
     """Write all files, each atomically, the model last; return where they lie."""
+    out, found, test = outcome.job.out, outcome.found, outcome.test
     for name in FILES:
-        (job.out / name).unlink(missing_ok=True)
+        (out / name).unlink(missing_ok=True)
     measured = [name for name in _MEASURES if any(name in row for row in found.rows)]
     columns = ["epoch", "split", "loss", *measured, "lr"]
-    rows = [[_number(row.get(name)) for name in columns] for row in found.rows]
-    _write_table(job.out / METRICS, columns, rows)
-    if any(found.genes.values()):
-        by_gene = zip(data.scale.names, *found.genes.values(), strict=True)
-        cells = [[gene, *map(_number, values)] for gene, *values in by_gene]
-        _write_table(job.out / GENES, ["gene", *found.genes], cells)
-    data.left.write(job.out / LEFT_OUT)
-    _write_heads(job, tuned, data, settings, objective)
-    kept = net.card.training["kept_epoch"]
-    text = _report(objective, data, settings, columns, rows, found, kept, warnings)
-    with write_atomically(job.out / REPORT) as part:
+    rows = [[plain(row.get(name)) for name in columns] for row in found.rows]
+    _write_table(out / METRICS, columns, rows)
+    if test is not None:
+        _write_test(out, test, outcome.data)
+    outcome.data.left.write(out / LEFT_OUT)
+    _write_heads(outcome)
+    text = report(outcome.objective, outcome.settings, outcome.data, found, outcome.kept, test,
+                  columns, rows, outcome.warnings)  # fmt: skip
+    with write_atomically(out / REPORT) as part:
         part.write_text(text, encoding="utf-8")
-    model = save_model(net, job.out / MODEL)
+    model = save_model(net, out / MODEL)
     last = {
         f"{row['split']} {name}": row[name]
         for row in found.rows
         for name in ("loss", *measured)
-        if row["epoch"] == kept and name in row
+        if row["epoch"] == outcome.kept and name in row
     }
     said = ", ".join(f"{name} {value:.3f}" for name, value in last.items())
+    kept = f"epoch {outcome.kept} of {outcome.settings.epochs} is kept: {said}"
+    if test is not None:
+        last |= {f"test {name}": value for name, value in test.main().items()}
     return FinetuneResult(
         model=model,
-        metrics=job.out / METRICS,
-        report=job.out / REPORT,
+        metrics=out / METRICS,
+        report=out / REPORT,
         last=last,
-        summary=f"epoch {kept} of {settings.epochs}: {said}",
-        warnings=warnings,
+        summary="\n".join([kept, *lines_of(test)]),
+        warnings=outcome.warnings,
     )
 
 
-def _write_table(path: Path, columns: list[str], rows: list[list[str]]) -> None:
+def _write_test(out: Path, test: Tested, data: Data) -> None:
+    """Write the test's scores, those of each gene, what was predicted, and a summary as JSON."""
+    genes = data.scale.names
+    rows = [[*its[:3], *map(plain, its[3:])] for its in test.scores]
+    _write_table(out / TEST, Score._fields, rows)
+    cells = zip(genes, *(column.tolist() for column in test.genes.values()), strict=True)
+    by_gene = [[gene, *map(plain, values)] for gene, *values in cells]
+    _write_table(out / GENES, ["gene", *test.genes], by_gene)
+    patients = np.unique(patients_of(data.sets["test"]))
+    arrays = {"observed": test.observed, **test.predicted}
+    with write_atomically(out / PREDICTED) as part:
+        np.savez(part, patients=patients, genes=np.array(genes),
+                 **{name: its.astype(np.float32) for name, its in arrays.items()})  # fmt: skip
+    about = {
+        "slides": test.slides,
+        "patients": test.patients,
+        "genes": len(genes),
+        "genes_told": test.genes_told,
+        "genes_by": test.told_by,
+        "found_by": test.found_by,
+        "bootstrap_draws": DRAWS,
+        "notes": test.notes,
+        "scores": [
+            {k: None if v != v else v for k, v in its._asdict().items()} for its in test.scores
+        ],
+    }
+    with write_atomically(out / SUMMARY) as part:
+        part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_table(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
 
 
-def _write_heads(
-    job: FinetuneJob, tuned: Tuned, data: "Data", settings: TuneSettings, objective: str
-) -> None:
+def _write_heads(outcome: Outcome) -> None:
     """Write what goes on top of the model's features, and how genes were standardised."""
     from safetensors.torch import save_file
 
     weights = {
         name: value.contiguous()
-        for name, value in tuned.state_dict().items()
+        for name, value in outcome.tuned.state_dict().items()
         if not name.startswith("tower.encoder.")
     }
-    scale = data.scale
+    scale = outcome.data.scale
     about = {
-        "objective": objective,
-        "settings": asdict(settings),
+        "objective": outcome.objective,
+        "settings": asdict(outcome.settings),
         "genes": list(scale.names),
         "mean": scale.mean.tolist(),
         "sd": scale.sd.tolist(),
     }
-    with write_atomically(job.out / HEADS) as part:
+    with write_atomically(outcome.job.out / HEADS) as part:
         save_file(weights, part, metadata={"tiaft_expression": json.dumps(about, sort_keys=True)})
-
-
-def _report(
-    objective: str,
-    data: "Data",
-    settings: TuneSettings,
-    columns: list[str],
-    rows: list[list[str]],
-    found: Progress,
-    kept: int,
-    warnings: tuple[str, ...],
-) -> str:
-    counts = ", ".join(f"{len(its.files)} {name}" for name, its in data.sets.items())
-    learns = {
-        "head": "only the heads learnt",
-        "last": f"its last {settings.blocks} blocks learnt, too",
-        "whole": "all of it learnt",
-    }
-    parts = [
-        "<h1>Fine-tuning on expression</h1>",
-        *(f'<p class="warning">{shown(text)}</p>' for text in warnings),
-        f"<p>Objective: {objective}; {len(data.scale.names)} genes; slides: {counts}. Of the "
-        f"encoder, {learns[settings.train]}. The epoch that is kept: {kept}.</p>",
-        _curves(found),
-        table(columns, rows),
-        "<h2>Settings</h2>",
-        table(("setting", "value"), asdict(settings).items()),
-    ]
-    left = data.left.summary()
-    if left:
-        parts += ["<h2>Left out</h2>", *(f"<p>{shown(line)}</p>" for line in left)]
-    return page("Fine-tuning on expression", parts)
-
-
-def _curves(found: Progress) -> str:
-    """Return the losses by epoch as a figure."""
-    from matplotlib.figure import Figure
-
-    with drawing():
-        figure = Figure(figsize=(7, 3), layout="constrained")
-        axes = figure.add_subplot()
-        splits = dict.fromkeys(row["split"] for row in found.rows)
-        for colour, split in zip(COLOURS, splits, strict=False):
-            its = [(row["epoch"], row["loss"]) for row in found.rows if row["split"] == split]
-            axes.plot(*zip(*its, strict=True), color=colour, label=split)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("loss")
-        axes.legend(frameon=False)
-        return svg(figure, "Loss by epoch")
-
-
-def _number(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,8 @@
 """Slides with expression out of a folder of stores or tiles, and an expression table."""
 
+import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from tiaft_extensions.transcriptomics.expression.pairs import match_slides
 from tiaft_extensions.transcriptomics.expression.tables import read_expression_table
 from tiaft_plugin.engine.jobs import read_patients
 from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.files import write_atomically
 from tiaft_plugin.finetune.interface import Inputs, Samples
 from tiaft_plugin.reproduce.genes import read_genes
 from tiaft_plugin.reproduce.leftout import LeftOut
 from tiaft_plugin.tiles.words import some
+
+SETS = ("train", "val", "test")
+_FEW = 2  # patients to learn from
+FEWEST = 3  # patients to test on: of fewer there is no correlation
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,27 @@ class Slides:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Samples to learn from and to measure on, what was left out, and lines for people."""
+    """Samples to learn from, to choose an epoch by and to test on; what was left out; lines.
+
+    `slides` are the names of all of them: (slide, patient, set).
+    """
 
     inputs: Inputs
     train: Samples
     val: Samples | None
+    test: Samples | None
+    slides: tuple[tuple[str, str, str], ...]
     left: LeftOut
     lines: tuple[str, ...]
+
+    def write_slides(self, path: Path) -> None:
+        """Write which slide is whose, and in which set."""
+        with (
+            write_atomically(path) as part,
+            part.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([("slide", "patient", "set"), *self.slides])
 
 
 def read_samples(
@@ -46,15 +66,17 @@ def read_samples(
     *,
     patients: Path | None = None,
     genes: Path | None = None,
-    val_share: float = 0.2,
+    val_share: float = 0.15,
+    test_share: float = 0.2,
     seed: int = 0,
     mpp: float | None = None,
     **told: Any,
 ) -> Prepared:
-    """Return slides of `path` that have expression in `table`, split by patient.
+    """Return slides of `path` that have expression in `table`, split by patient into three.
 
-    `path` is a folder of feature stores, or tiles whose `group`, or folder, is their slide.
-    `patients` is a table slide,patient; `told` goes to `read_expression_table`. Raises TiaftError.
+    The shares are of patients. `path` is a folder of feature stores, or tiles whose `group`, or
+    folder, is their slide. `patients` is a table slide,patient; `told` goes to
+    `read_expression_table`. Raises TiaftError.
     """
     left = LeftOut()
     slides = find_slides(path, mpp)
@@ -77,15 +99,27 @@ def read_samples(
         tile_size=slides.tile_size,
         mpp=slides.mpp,
     )
-    train, val = split_samples(whole, val_share, seed)
+    sets = split_patients(pairs.patients.tolist(), val_share, test_share, seed)
+    picked = {name: _pick(whole, sets == name) for name in SETS if (sets == name).any()}
+    told = {"train": "learn from", "val": "choose the epoch by", "test": "test on"}
+    counts = (f"{len(its.files)} to {told[name]}" for name, its in picked.items())
     lines = (
         f"{len(found.samples)} samples and {len(found.genes)} genes; the values are {found.unit}",
         *found.notes,
         f"{len(pairs.slides)} of {len(names)} slides have a sample, of "
         f"{len(set(pairs.patients.tolist()))} patients",
-        f"{len(train.files)} slides to learn from, {len(val.files) if val else 0} to measure on",
+        f"slides: {', '.join(counts)}",
     )
-    return Prepared(slides.inputs, train, val, left, lines)
+    rows = zip(pairs.slides.tolist(), pairs.patients.tolist(), sets.tolist(), strict=True)
+    return Prepared(
+        slides.inputs,
+        picked["train"],
+        picked.get("val"),
+        picked.get("test"),
+        tuple(rows),
+        left,
+        lines,
+    )
 
 
 def find_slides(path: Path, mpp: float | None = None) -> Slides:
@@ -122,29 +156,30 @@ def _of_stores(path: Path, mpp: float | None) -> Slides:
     return Slides(path, "slides", files, patients, int(np.ravel(grid["tile_size"])[0]), mpp)
 
 
-def split_samples(whole: Samples, share: float, seed: int) -> tuple[Samples, Samples | None]:
-    """Return samples to learn from, and a share of the patients to measure on; None for 0.
+def split_patients(
+    patients: Sequence[str], val_share: float, test_share: float, seed: int
+) -> np.ndarray:
+    """Return "train", "val" or "test" for each slide (S,), all of a patient the same.
 
-    Raises TiaftError where either would be without a patient.
+    A share above 0 is one patient at least, of the test three. Raises TiaftError where fewer than
+    two patients would be left to learn from.
     """
-    if share == 0:
-        return whole, None
-    patients = sorted({str(group) for group in whole.groups})
-    held = max(1, round(share * len(patients)))
-    if held >= len(patients):
-        raise TiaftError(f"{len(patients)} patients cannot be split: give --val-share 0")
-    chosen = np.random.default_rng((seed, 2)).choice(len(patients), held, replace=False)
-    val = {patients[number] for number in chosen.tolist()}
-    places = range(len(whole.files))
-    return (
-        _pick(whole, [n for n in places if whole.groups[n] not in val]),
-        _pick(whole, [n for n in places if whole.groups[n] in val]),
-    )
+    names = sorted(set(patients))
+    counts = {"test": max(FEWEST, round(test_share * len(names))) if test_share else 0}
+    counts["val"] = max(1, round(val_share * len(names))) if val_share else 0
+    if len(names) - sum(counts.values()) < _FEW:
+        raise TiaftError(
+            f"{len(names)} patients are too few to learn from {_FEW}, choose by {counts['val']} "
+            f"and test on {counts['test']}: give --test-share 0, and perhaps --val-share 0"
+        )
+    order = np.random.default_rng((seed, 2)).permutation(len(names)).tolist()
+    sets = ["test"] * counts["test"] + ["val"] * counts["val"]
+    chosen = {names[number]: name for number, name in zip(order, sets, strict=False)}
+    return np.array([chosen.get(patient, "train") for patient in patients])
 
 
-def _pick(whole: Samples, places: Sequence[int]) -> Samples:
-    from dataclasses import replace
-
+def _pick(whole: Samples, wanted: np.ndarray) -> Samples:
+    places = np.flatnonzero(wanted).tolist()
     return replace(
         whole,
         files=tuple(whole.files[n] for n in places),

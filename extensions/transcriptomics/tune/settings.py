@@ -23,6 +23,7 @@ class TuneSettings:
     in memory at once: the gradient is that of all. `width` is that of the projections;
     `temperature` the first one of the contrastive loss; `hidden` the width of the expression
     encoder's blocks (None: as many as genes, at most 4,096); `genes` keeps the most variable ones.
+    The test takes `test_tiles` tiles of each slide, of the base and of what was tuned alike.
     """
 
     train: Train = "head"
@@ -33,6 +34,7 @@ class TuneSettings:
     hidden: int | None = None
     genes: int | None = None
     tiles: int = 64
+    test_tiles: int = 512
     slides: int = 64
     chunk: int = 16
     epochs: int = 50
@@ -47,7 +49,7 @@ class TuneSettings:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise TiaftError(f"setting {name} is {getattr(self, name)!r}: {' or '.join(known)}")
-        for name in ("blocks", "width", "tiles", "slides", "chunk", "epochs"):
+        for name in ("blocks", "width", "tiles", "test_tiles", "slides", "chunk", "epochs"):
             if not _is_count(getattr(self, name)):
                 raise TiaftError(f"setting {name} is {getattr(self, name)!r}: 1 or more, whole")
         for name in ("hidden", "genes"):

@@ -50,15 +50,17 @@ class ImageTower(nn.Module):
 
     def __init__(self, width: int, settings: TuneSettings, encoder: Encoder | None = None):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.width = encoder, settings.width
         self.projection = projection(width, settings.width, settings.head)
         self.attention = GatedAttention(settings.width) if settings.pooling == "attention" else None
 
     def forward(self, tiles: Tensor, there: Tensor) -> Tensor:
         """Return (S, P); `there` (S, k) bool says which tiles are, the others fill up."""
         features = tiles[there]
-        if self.encoder is not None:
-            features = self.encoder(features)
+        return self.pool(features if self.encoder is None else self.encoder(features), there)
+
+    def pool(self, features: Tensor, there: Tensor) -> Tensor:
+        """Return (S, P) of the features (n, D) of all the n tiles that are `there` (S, k)."""
         tokens = self.projection(features)
         if self.attention is None:
             weights = there / there.sum(dim=1, keepdim=True)

@@ -1,0 +1,136 @@
+"""Feature stores of each encoder: made where they are missing; and what they say of it."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiaft_extensions.histotransfer.compare.encoders import Encoder
+from tiaft_extensions.histotransfer.tile_stores import is_tile_folder, write_tile_stores
+from tiaft_plugin.engine.jobs import SlideJob
+from tiaft_plugin.engine.store import read_store
+from tiaft_plugin.errors import Stopped, TiaftError
+from tiaft_plugin.probes.stores import open_stores
+from tiaft_plugin.tiles.tileset import read_tileset
+from tiaft_plugin.tiles.words import some
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the stores of a feature set say: of their model, their tiles, and how fast they came.
+
+    `tile_size` in px, `mpp` the µm/px tiles were read at (0 where units are others);
+    `tiles_per_second` is that of all slides together, reading included, None where no store has
+    it; `device` where it was computed.
+    """
+
+    model: str
+    sha256: str
+    width: int
+    tile_size: int
+    mpp: float
+    slides: int
+    tiles: int
+    tiles_per_second: float | None = None
+    device: str = ""
+
+
+def extract(
+    encoder: Encoder,
+    jobs: Sequence[SlideJob],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], Any] = print,
+    **engine: Any,
+) -> None:
+    """Make the feature stores of slides in `out`, those that are not there yet.
+
+    Slides may all be folders of tiles. `engine` is `make_engine`'s. Raises Stopped where slides
+    fail, after all of them.
+    """
+    from tiaft_plugin.engine.run import make_engine, run_slides
+
+    folders = [job.slide for job in jobs if is_tile_folder(job.slide)]
+    if folders and len(folders) < len(jobs):
+        raise TiaftError(f"{folders[0]} is a folder of tiles: compare these, or slides, not both")
+    if folders:
+        _extract_folders(encoder, jobs, out, engine)
+        _refuse_others(out, {f"{folder.name}.zarr" for folder in folders})
+        return
+    made = make_engine("features", encoder.model, **engine)
+    failed, stores = {}, set()
+    for result in run_slides(made, jobs, out, overwrite=overwrite):
+        if result.status == "failed":
+            failed[result.slide.name] = result.reason
+        elif result.store is not None:
+            stores.add(result.store.name)
+            if result.status == "done":
+                say(f"  {result.slide.name}: {result.tiles} tiles; {result.speed}")
+    if failed:
+        listed = some([f"{slide} ({why})" for slide, why in failed.items()], 3)
+        raise Stopped(
+            f"{encoder.name}: {len(failed)} of {len(jobs)} slides failed: {listed}: put them right "
+            "or leave them out, and run the same command again"
+        )
+    _refuse_others(out, stores)
+
+
+def _refuse_others(out: Path, stores: Collection[str]) -> None:
+    others = sorted(path.name for path in out.glob("*.zarr") if path.name not in stores)
+    if others:
+        raise TiaftError(
+            f"{out} has stores of other slides, too: {some(others)}: name these slides, or remove "
+            "the stores"
+        )
+
+
+def _extract_folders(
+    encoder: Encoder, jobs: Sequence[SlideJob], out: Path, engine: Mapping[str, Any]
+) -> None:
+    """Make the feature stores of folders of tiles, those that are missing or not complete."""
+    roots = {job.slide.resolve().parent for job in jobs}
+    if len(roots) > 1:
+        listed = some(sorted(str(root) for root in roots))
+        raise TiaftError(f"folders of tiles are in several folders ({listed}): put them into one")
+    missing = {job.slide.name for job in jobs if not _is_whole(out / f"{job.slide.name}.zarr")}
+    if not missing:
+        return
+    root = roots.pop()
+    names = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+    tiles = read_tileset(root, mpp=jobs[0].mpp, classes=names)
+    rows = [row for row, file in enumerate(tiles.files) if file.parent.name in missing]
+    how = {name: engine[name] for name in ("batch_size", "device") if name in engine}
+    write_tile_stores(tiles.subset(rows), encoder.model, out, overwrite=True, **how)
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        read_store(path)
+    except TiaftError:
+        return False
+    return True
+
+
+def stored(path: Path, name: str) -> Stored:
+    """Return what the feature stores at `path` say. Raises TiaftError where they do not agree."""
+    stores = open_stores(path, name)
+    facts = stores[0].facts
+    timed = [store.timing for store in stores if store.timing]
+    seconds = sum(float(each["seconds"]) for each in timed)
+    tiles = sum(int(each["tiles"]) for each in timed)
+    grid = facts["grid"]
+    devices = {str(store.facts.get("device") or "") for store in stores}
+    return Stored(
+        model=facts["model"]["name"],
+        sha256=facts["model"]["sha256"],
+        width=int(stores[0].values.shape[1]),
+        tile_size=int(grid["tile_size"][0]),
+        mpp=float(grid["resolution"]) if grid["units"] == "mpp" else 0.0,
+        slides=len(stores),
+        tiles=sum(map(len, stores)),
+        tiles_per_second=tiles / seconds if seconds else None,
+        device=" and ".join(sorted(devices - {""})),
+    )

@@ -1,0 +1,1 @@
+"""What fine-tuning on expression was good for: the poster's table, retrieval, its last figure."""
