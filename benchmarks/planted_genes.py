@@ -14,8 +14,9 @@ untuned encoder's mean features, read by ridge regression and by the expression 
     last     its last blocks learn, too
     whole    a ResNet of 0.4 million weights begins with random ones; all of it learns
 
-Intervals are over test patients, whose bags share 480 tiles. What is done is kept in OUT: an
-interrupted benchmark, given again, goes on. The data are found as the tests find them (TIAFT_DATA).
+Intervals are over test patients, whose bags share the tiles of five source slides. What is done is
+kept in OUT: an interrupted benchmark, given again, goes on. The data are found as the tests find
+them (TIAFT_DATA).
 """
 
 import argparse

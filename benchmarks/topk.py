@@ -1,11 +1,11 @@
 """Top-k fine-tuning against the frozen encoder, on bags of real tiles with a planted rule.
 
-    python benchmarks/topk.py FOLDER [--data DATA] [--k 8] [--epochs 20] [--bags 8] [--tiles 24]
+    python benchmarks/topk.py FOLDER [--data DATA] [--k 12] [--epochs 5] [--bags 6] [--tiles 24]
 
 DATA holds `kather2016` and MobileNetV2's ImageNet weights. A bag is tiles of one source image, its
 patient; it is positive where at least three of them are tumour. FOLDER gets the bags, their
-features, the run of `tiaft probe mil`, that of `tiaft histotransfer tune`, and, as files, what is
-printed. Interrupted, the same command goes on.
+features, the run of `tiaft probe mil` and that of `tiaft histotransfer tune`. Interrupted, the
+same command goes on.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from tiaft_plugin.probes.run import run_probe
 from tiaft_plugin.tiles.tileset import read_tileset
 
 MPP = 0.495
-LEAST = 3  # tumour tiles of a positive bag
+LEAST, MOST = 3, 12  # tumour tiles of a positive bag
 MOBILENET = {"backbone_args": {"pad_type": "same"}, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
@@ -46,7 +46,7 @@ def plant(data: Path, folder: Path, bags: int, tiles: int, seed: int) -> Path:
         others = np.flatnonzero((source == patient) & ~tumour)
         for number in range(bags):
             positive = number % 2 == 0 and len(own) >= LEAST
-            count = rng.integers(LEAST, 2 * LEAST + 1) if positive else rng.integers(0, LEAST)
+            count = rng.integers(LEAST, MOST + 1) if positive else rng.integers(0, LEAST)
             count = min(int(count), len(own))
             of = [*rng.choice(own, count, replace=False)]
             of += [*rng.choice(others, tiles - count, replace=len(others) < tiles - count)]
@@ -76,10 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, default=os.environ.get("TIAFT_DATA", "."))
-    parser.add_argument("--bags", type=int, default=8, help="of each patient")
+    parser.add_argument("--bags", type=int, default=6, help="of each patient")
     parser.add_argument("--tiles", type=int, default=24, help="of each bag")
-    parser.add_argument("--k", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--k", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)

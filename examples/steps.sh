@@ -24,15 +24,18 @@ begin() {
     echo "export DATA=$DATA EXAMPLE=$EXAMPLE TIAFT_MODELS=$TIAFT_MODELS"
 }
 
-# step RESULT COMMAND: print the command, and run it unless RESULT is there already.
+# step RESULT COMMAND: print the command, and run it unless RESULT is there already. A command that
+# fails for some of its inputs has written RESULT, too: .failed says that it is to run again.
 step() {
     printf '\n$ %s\n' "${2#$'\n'}"
-    if [ -e "$1" ]; then
+    if [ -e "$1" ] && [ "$(cat .failed 2>/dev/null)" != "$1" ]; then
         echo "done before: $1"
-    else
-        eval "$2" || {
-            echo "this step failed; run again, the walk goes on with it" >&2
-            exit 1
-        }
+        return
     fi
+    eval "$2" || {
+        echo "$1" >.failed
+        echo "this step failed; run again, the walk goes on with it" >&2
+        exit 1
+    }
+    rm -f .failed
 }

@@ -134,6 +134,15 @@ def test_a_step_is_printed_run_and_not_run_twice(tmp_path):
     assert (tmp_path / "made").read_text() == "one\n"
 
 
+def test_a_step_that_failed_for_some_of_its_inputs_is_not_done(tmp_path):
+    script = f". {EXAMPLES}/steps.sh; cd {tmp_path}; step report 'touch report; test -e ready'"
+    assert bash(["-c", script]).returncode == 1 and (tmp_path / "report").exists()
+    assert bash(["-c", script]).returncode == 1
+    (tmp_path / "ready").touch()
+    assert "done before" not in bash(["-c", script]).stdout
+    assert "done before: report" in bash(["-c", script]).stdout
+
+
 # What is planted
 
 

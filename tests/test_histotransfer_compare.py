@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from tiaft_extensions.histotransfer.cli import histotransfer
-from tiaft_extensions.histotransfer.compare import questions
+from tiaft_extensions.histotransfer.compare import questions, study
 from tiaft_extensions.histotransfer.compare.costs import Cost, cost_of, measure
 from tiaft_extensions.histotransfer.compare.encoders import (
     Encoder,
@@ -27,6 +27,7 @@ from tiaft_extensions.histotransfer.compare.figures import draw_costs
 from tiaft_extensions.histotransfer.compare.questions import Pair, how_deep, how_large
 from tiaft_extensions.histotransfer.compare.rows import Row, Value
 from tiaft_extensions.histotransfer.compare.stores import extract, stored
+from tiaft_extensions.histotransfer.compare.study import _costs
 from tiaft_plugin import TiaftError
 from tiaft_plugin.engine.jobs import SlideJob
 from tiaft_plugin.files import sha256_of
@@ -336,7 +337,6 @@ def test_it_goes_on_and_encoders_may_be_added(done, slides, tiny_model, tmp_path
     asked = [*done[1][:-1], out]
     before = table_of(out)
     trained = []
-    import tiaft_extensions.histotransfer.compare.study as study
 
     run = study.run_probe
     monkeypatch.setattr(
@@ -365,6 +365,21 @@ def test_what_changed_is_not_mixed(done, slides, more, labels, said):
     assert isinstance(result.exception, TiaftError)
     assert said in str(result.exception)
     assert "pass --overwrite to begin anew" in str(result.exception)
+
+
+def test_other_patients_are_not_mixed_with_earlier_ones(done, slides, tmp_path):
+    patients = tmp_path / "patients.csv"
+    lines = [f"s{number}.ome.tiff,P{number // 2}" for number in range(4)]
+    patients.write_text("\n".join(["slide,patient", *lines]), encoding="utf-8")
+    result = compare(slides, *done[1], "--patients", patients)
+    assert "the patients of slides changed since" in str(result.exception)
+
+
+def test_a_cost_that_was_not_known_is_asked_for_again(tiny_model, tmp_path):
+    facts = {"x": SimpleNamespace(sha256=sha256_of(tiny_model))}
+    for model, known in (("gone", False), (str(tiny_model), True), ("gone", True)):
+        found = _costs([Encoder("x", "", "", "", model=model)], facts, tmp_path)
+        assert (found["x"] != Cost()) == known
 
 
 def test_a_slide_that_fails_is_named(slides, tiny_model, tmp_path):
@@ -399,6 +414,12 @@ def test_folders_of_tiles_are_bags_too(tiny_model, tmp_path):
     assert (found.slides, found.tiles, found.width, found.tile_size) == (3, 6, 16, 32)
     with pytest.raises(TiaftError, match="has stores of other slides, too: b2.zarr"):
         extract(encoder, jobs[:2], out, device="cpu")
+    other = make_model(read_encoder(f"{tiny_model}:T1"), tmp_path, 32, 1.0, seed=0)
+    with pytest.raises(TiaftError, match="b0.zarr is of another model"):
+        extract(other, jobs, out, device="cpu")
+    shutil.copy(jobs[0].slide / "0.png", jobs[2].slide / "0.png")
+    with pytest.raises(TiaftError, match="b2.zarr is of .* other tiles than .*b2 holds now"):
+        extract(encoder, jobs, out, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -425,6 +446,23 @@ def test_a_folder_of_others_is_left_alone(slides, tiny_model, tmp_path):
     result = compare(slides, *asked, "--overwrite")
     assert "is not of `tiaft histotransfer compare`: choose another folder" in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_was_compared_stays_where_it_cannot_be_compared_anew(slides, tiny_model, tmp_path):
+    study.begin(tmp_path)
+    kept = tmp_path / "encoders/mine.safetensors"
+    kept.parent.mkdir()
+    shutil.copy(tiny_model, kept)
+    settings = study.Settings(slides / "labels.csv")
+    for model, slide, said in (
+        (tiny_model, tmp_path / "none.tiff", "1 slides are not there: .*none.tiff"),
+        (kept, tmp_path, "--overwrite would remove .*mine.safetensors"),
+    ):
+        encoders = read_encoders([str(model), f"{model}:T1"])
+        jobs = [SlideJob(slide)]
+        with pytest.raises(TiaftError, match=said):
+            study.run_comparison(encoders, jobs, {}, tmp_path, settings, overwrite=True)
+        assert kept.is_file()
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -263,6 +263,9 @@ def test_a_folder_of_others_is_left_alone(study, drawn, tmp_path):
     (tmp_path / "mine").mkdir()
     done = maps(study, "--out", tmp_path / "mine", "--overwrite")
     assert done.returncode == 2 and "is not of `tiaft histotransfer maps`" in done.stderr
+    (tmp_path / "mine/slides.csv").touch()  # `tiaft transcriptomics tune` has one, too
+    done = maps(study, "--out", tmp_path / "mine", "--overwrite")
+    assert done.returncode == 2 and (tmp_path / "mine/slides.csv").exists()
     done = maps(study, "--out", drawn)
     assert done.returncode == 2 and "exists already" in done.stderr
 

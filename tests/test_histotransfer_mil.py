@@ -458,6 +458,10 @@ def test_a_run_names_what_it_does_not_know(run, cohort, tmp_path):
     make_store(tmp_path / "slide-00.zarr", np.ones((3, WIDTH), np.float32))
     with pytest.raises(TiaftError, match="has other tiles than `tiaft probe mil` saw"):
         found.tiles(tmp_path / "slide-00.zarr")
+    features = store.read_store(cohort / "slide-01.zarr").values[:]
+    make_store(tmp_path / "slide-01.zarr", features, model="b" * 64)
+    with pytest.raises(TiaftError, match="features of another model than `tiaft probe mil` saw"):
+        found.tiles(tmp_path / "slide-01.zarr")
     with pytest.raises(TiaftError, match="holds no attention"):
         kept.read_run(tmp_path)
     with pytest.raises(TiaftError, match="holds no attention of yours, but of mine"):

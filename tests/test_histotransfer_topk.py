@@ -22,7 +22,7 @@ from tiaft_extensions.histotransfer.cli.tune import tune
 from tiaft_extensions.histotransfer.kept import read_run
 from tiaft_extensions.histotransfer.mil import Mil
 from tiaft_extensions.histotransfer.tile_stores import write_tile_stores
-from tiaft_extensions.histotransfer.topk import held_out, loop, run, tiles, tuned
+from tiaft_extensions.histotransfer.topk import held_out, loop, outputs, run, tiles, tuned
 from tiaft_extensions.histotransfer.topk.finetuner import TopK
 from tiaft_extensions.histotransfer.topk.folds import tune_folds
 from tiaft_plugin import TiaftError, hookspecs, plugins
@@ -34,6 +34,7 @@ from tiaft_plugin.network import create_network, load_model, save_model
 from tiaft_plugin.probes.reading import read_inputs
 from tiaft_plugin.probes.run import run_probe
 from tiaft_plugin.probes.statistics import Difference, reuse
+from tiaft_plugin.tiles.stain import make_stain
 from tiaft_plugin.tiles.tileset import read_tileset
 
 TINY = "test_efficientnet"  # timm's smallest with BatchNorm
@@ -168,6 +169,13 @@ def test_tiles_are_read_once(slides, tmp_path, monkeypatch):
         tiles.cached(bag, np.array([2, 6]), tmp_path)
 
 
+def test_tiles_are_kept_with_what_was_done_to_their_stains(study):
+    files = tuple(sorted((study / "tiles/s00").iterdir()))
+    plain, stained = (tiles.TileImages(files, SIZE, make_stain(s)) for s in (None, "macenko"))
+    assert plain.identity != stained.identity
+    assert plain.identity == tiles.TileImages(files, SIZE).identity
+
+
 # What learns
 
 
@@ -287,6 +295,13 @@ def job_of(study: Path, out: Path, keys: dict, **options) -> FinetuneJob:
         device="cpu",
         options=given,
     )
+
+
+def test_a_run_without_its_held_out_bags_is_not_finished(whole, tmp_path):
+    folder = shutil.copytree(whole[0] / "fold-0", tmp_path / "fold-0")
+    assert outputs.read_result(folder) is not None
+    (folder / outputs.HELD_OUT).unlink()
+    assert outputs.read_result(folder) is None
 
 
 def test_the_report_says_in_words_what_came_out(whole):
@@ -469,6 +484,9 @@ def test_an_unfinished_run_goes_on_with_the_same_settings_only(study, tmp_path, 
     assert not list((tmp_path / "out").rglob(".*"))
     with pytest.raises(TiaftError, match=r"summary\.json exists already"):
         tuned_folds(study, tmp_path / "out", folds=[0])
+    with pytest.raises(TiaftError):
+        tuned_folds(study, tmp_path / "out", folds=[0], overwrite=True, options={"k": 0})
+    assert (tmp_path / "out/summary.json").exists() and (tmp_path / "out/report.html").exists()
     tuned_folds(study, tmp_path / "out", folds=[0], overwrite=True, options={"epochs": 1})
     assert json.loads((tmp_path / "out/summary.json").read_text())["settings"]["epochs"] == 1
 
@@ -534,6 +552,11 @@ def test_bags_that_do_not_fit_are_refused_before_training(study, tmp_path):
     train = job.train
     refused = {
         "1 patients stand in train and test: P3": replace(job, test=samples(study, keys[6:])),
+        "1 patients stand in train and test: bag 1": replace(
+            job,
+            train=replace(train, groups=("bag 1", *train.groups[1:])),
+            test=replace(job.test, groups=("bag 1",) * len(job.test.groups)),
+        ),
         "4 bags of 1 classes to learn from": replace(
             job, train=samples(study, [*keys[:2], *keys[4:6]])
         ),

@@ -16,6 +16,7 @@ from tiaft_extensions.transcriptomics.cli import transcriptomics as command
 from tiaft_extensions.transcriptomics.evaluate import run as evaluation
 from tiaft_extensions.transcriptomics.evaluate.embedding import flatten, read_embeddings
 from tiaft_extensions.transcriptomics.evaluate.features import FeatureCache
+from tiaft_extensions.transcriptomics.evaluate.finished import read_finished
 from tiaft_extensions.transcriptomics.evaluate.measures import (
     Measured,
     difference,
@@ -236,8 +237,10 @@ def test_mean_pearson_is_that_of_the_genes_of_the_probes_table(done):
     assert found.value == pytest.approx(np.mean(own), abs=1e-12)
     assert difference(found, found)[:3] == (0, 0, 0)
     folds = found.problem.folds[:, ::-1]
-    with pytest.raises(TiaftError, match="other rows"):
-        difference(found, replace(found, problem=replace(found.problem, folds=folds)))
+    other = {"folds": folds, "targets": found.problem.targets[:, 1:]}
+    for name, values in other.items():
+        with pytest.raises(TiaftError, match="other rows"):
+            difference(found, replace(found, problem=replace(found.problem, **{name: values})))
 
 
 def test_the_mean_over_tasks_is_plain_and_draws_shared_patients_once():
@@ -318,9 +321,20 @@ def test_retrieval_asks_about_new_patients_and_agrees_with_the_tuning(world, tun
                 ("recall@1 image to expression", "chance", "")):  # fmt: skip
         assert scores[key] == pytest.approx(own[key], rel=1e-4)
     assert "3 patients that the run has not seen; base + ridge learnt from 3" in found.said
+    into_run = [tuned_run if part == tmp_path / "out" else part for part in given]
+    assert "is the run itself" in tiaft(*into_run).error
     write(tmp_path / "few.csv", "patient,G0", "p0,1.5", "p1,2.5")
     given[5] = tmp_path / "few.csv"
     assert "lacks 5 of the 6 genes" in tiaft(*given).error
+    del given[6:8]  # --patients
+    table = (world / "genes.csv").read_text(encoding="utf-8").splitlines()
+    write(tmp_path / "by_slide.csv", table[0].replace("patient", "slide"), *(
+        f"s{n}{table[1 + n // 2].removeprefix(f'p{n // 2}')}" for n in range(SLIDES)))  # fmt: skip
+    given[5] = tmp_path / "by_slide.csv"
+    assert tiaft(*given).code == 0
+    asked = {row["patient"] for row in rows_of(tmp_path / "out" / "ranks.csv")}
+    assert asked == {row["slide"] for row in rows_of(tuned_run / "slides.csv")
+                     if row["set"] == "test"}  # fmt: skip
     given[3] = world
     assert "is no finished run of `tiaft transcriptomics tune`" in tiaft(*given).error
 
@@ -336,7 +350,37 @@ def test_patients_that_a_model_has_learnt_from_are_said_and_left_out(world, tune
     assert found.code == 0 and "has learnt from" not in found.said
     row = rows_of(tmp_path / "out" / "evaluation.csv")[0]
     assert (row["patients"], row["rows"], row["model"]) == ("3", "36", "run")
+    write(world / "one.csv", "task,tiles,level", "colour,tiles,tile")  # slides stand for patients
+    assert tiaft(*given, "--leave-out", tuned_run).code == 0
+    row = rows_of(tmp_path / "out" / "evaluation.csv")[0]
+    assert (row["patients"], row["rows"]) == ("6", "36")
     assert "has no slides.csv" in tiaft(*given, "--leave-out", world).error
+
+
+def test_a_table_of_slides_that_lies_about_is_no_runs(world, tuned_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "models"):
+        folder.mkdir(exist_ok=True)
+        write(folder / "slides.csv", "slide,mpp", "a.svs,0.5")
+    model = shutil.copy(world / "base.safetensors", tmp_path / "models" / "model.safetensors")
+    assert Candidate("named", "named", "", "").run is None
+    assert Candidate("base", str(model), "", "").run is None
+    assert Candidate("run", str(tuned_run / "model.safetensors"), "", "").run == tuned_run
+
+
+def test_layers_may_learn_after_a_head_but_no_head_on_a_head(world, tuned_run, tmp_path):
+    given = ["tune", world / "tiles", "--expression", world / "genes.csv", "--patients",
+             world / "patients.csv", "--unit", "ln(tpm+1)", "--genes-in", "columns", "--init",
+             tuned_run / "model.safetensors", "--epochs", 1, "--set", "width=4", "--val-share", 0,
+             "--test-share", 0, "--mpp", 1, "--device", "cpu", "--out",
+             tmp_path / "out"]  # fmt: skip
+    assert "has a learnt projection already: give the encoder before" in tiaft(*given).error
+    assert not (tmp_path / "out").exists()
+    found = tiaft(*given, "--train", "last")
+    assert found.code == 0, found.error
+    finished = read_finished(tmp_path / "out")
+    features = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    assert not np.allclose(finished.embed(features), features.mean(axis=0))  # goes through its own
 
 
 @pytest.fixture

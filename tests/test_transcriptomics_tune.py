@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tiaft_extensions.transcriptomics.tune.bags import FeatureBags, cache_stores, read_chunk
+from tiaft_extensions.transcriptomics.tune.cached import Cache
 from tiaft_extensions.transcriptomics.tune.finetuner import OnExpression
 from tiaft_extensions.transcriptomics.tune.gradcache import backward_whole
 from tiaft_extensions.transcriptomics.tune.losses import (
@@ -18,6 +19,7 @@ from tiaft_extensions.transcriptomics.tune.losses import (
     pearson,
     recall,
 )
+from tiaft_extensions.transcriptomics.tune.run import run_job
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
 from tiaft_extensions.transcriptomics.tune.towers import Encoder, ImageTower, trained_modules
 from tiaft_plugin import TiaftError
@@ -155,6 +157,25 @@ def job_of(cohort, base, out, **options) -> FinetuneJob:
 def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_one_patient_that_is_told_from_nobody_chooses_no_epoch(slides, base, tmp_path):
+    val = replace(slides[1], groups=("alone",) * len(slides[1].files))
+    job = job_of((slides[0], val), base, tmp_path / "out", epochs=1)
+    with pytest.raises(TiaftError, match="1 patient to choose the epoch by is told from no other"):
+        run_job(job, "contrastive")
+    assert not (tmp_path / "out").exists()
+    assert run_job(job, "direct").last["val loss"] > 0
+
+
+def test_kept_features_are_of_the_pixels_that_the_encoder_takes(slides, base, tmp_path):
+    job, samples = job_of(slides, base, tmp_path), {"val": slides[1]}
+    cache = Cache(job, samples, {"val": "its"}, tmp_path, torch.device("cpu"))
+    net = load_model(base)
+    before = cache.features("val", net, 2).read(0, np.arange(2))
+    net.card = replace(net.card, tile_size=64)
+    assert not np.array_equal(cache.features("val", net, 2).read(0, np.arange(2)), before)
+    assert len(list(tmp_path.glob("features-val-*"))) == 2
 
 
 @pytest.mark.parametrize("objective", ["direct", "contrastive"])
@@ -301,6 +322,11 @@ def test_the_command_goes_from_tiles_and_a_table_to_a_model(slides, base, tmp_pa
         "--patients", tmp_path / "patients.csv", "--unit", "tpm", "--init", base, "--epochs", 2,
         "--slides", 8, "--set", "width=8", "--mpp", 1, "--register", "tuned", "--test-share", 0,
     ]  # fmt: skip
+    out.mkdir()
+    (out / "slides.csv").touch()  # somebody's own, which the run would write over
+    result = CliRunner().invoke(command, [str(a) for a in arguments])
+    assert "slides.csv exists already" in str(result.exception)
+    (out / "slides.csv").unlink()
     result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "22 of 24 slides have a sample, of 11 patients" in result.output

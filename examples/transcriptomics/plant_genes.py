@@ -117,10 +117,12 @@ def plant(data: Path, out: Path, seed: int) -> None:
     more = (stroma > np.median(stroma)).tolist()
     _write(  # last: whoever finds it finds all
         out / "stroma.csv",
-        ("slide", "patient", "label"),
-        [(SLIDE.format(name), name, "more" if its else "less")
-         for name, its in zip(patients, more, strict=True)],
-    )  # fmt: skip
+        ("slide", "label"),
+        [
+            (SLIDE.format(patient), "more" if its else "less")
+            for patient, its in zip(patients, more, strict=True)
+        ],
+    )
 
 
 def _link(

@@ -23,6 +23,7 @@ from tiaft_plugin.tiles.words import some
 
 FOLDER = "attention"  # beside the probe's results; a folder a feature set in it
 RUN = "run.json"
+CHOSE = "bags that chose the epoch"  # keys, in what a head's file says of its training
 _SCHEMA, _VERSION = "tiaft-attention-run", 1
 
 
@@ -81,15 +82,22 @@ class AttentionRun:
         """Return the attention to the tiles of a store, known by its file name.
 
         Raises TiaftError where the run has no such store, or, if `store` is there, it has other
-        tiles now.
+        tiles now, or another model's features.
         """
         store = Path(store)
         if store.name not in self.stores:
             known = some(list(self.stores), 3)
             raise TiaftError(f"{self.folder} knows no store {store.name}, but {known}")
         found = _read_tiles(self.folder / tiles_name(store))
-        if store.is_dir() and read_store(store).facts["tiles_sha256"] != found.tiles_sha256:
+        if not store.is_dir():
+            return found
+        facts = read_store(store).facts
+        if facts["tiles_sha256"] != found.tiles_sha256:
             raise TiaftError(f"{store} has other tiles than `tiaft probe mil` saw: run that again")
+        if facts["model"]["sha256"] not in [model["sha256"] for model in self.models]:
+            raise TiaftError(
+                f"{store} has features of another model than `tiaft probe mil` saw: run that again"
+            )
         return found
 
     @cached_property
@@ -183,7 +191,7 @@ def _head(
     trained = train(bags[learn], codes[1], len(names), problem.groups[learn], own, recipe)
     about = {"fold": fold, "epoch": trained.epoch, "bags": int(learn.sum())}
     chose = np.flatnonzero(learn)[trained.choosing]
-    about["bags that chose the epoch"] = [bags.bags[row].key for row in chose]
+    about[CHOSE] = [bags.bags[row].key for row in chose]
     save_head(path, trained.net, names, about)
     return load_head(path)
 

@@ -17,6 +17,7 @@ from tiaft_plugin.engine.store import (
 )
 from tiaft_plugin.engine.tile_features import ExtractedTiles, extract_tiles
 from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.files import refuse_unwritable
 from tiaft_plugin.tiles.tileset import TileSet
 
 
@@ -53,6 +54,7 @@ def write_tile_stores(
                 f"{folder} holds other files than its {listed} tiles: a bag is a folder of its "
                 "own, with images only"
             )
+    refuse_unwritable(out)
     found = extract_tiles(tiles, model, **how)
     about = found.about["tiles"]
     if about["resized_to"]:
@@ -131,5 +133,6 @@ def tiles_in(folder: Path) -> tuple[Path, ...]:
     from PIL import Image
 
     known = Image.registered_extensions()
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    there = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = sorted(there, key=lambda path: path.name)  # as stores have them: case counts
     return tuple(found) if all(path.suffix.lower() in known for path in found) else ()

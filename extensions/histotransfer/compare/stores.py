@@ -8,7 +8,8 @@ from typing import Any
 from tiaft_extensions.histotransfer.compare.encoders import Encoder
 from tiaft_extensions.histotransfer.tile_stores import is_tile_folder, write_tile_stores
 from tiaft_plugin.engine.jobs import SlideJob
-from tiaft_plugin.engine.store import read_store
+from tiaft_plugin.engine.slides import fingerprint
+from tiaft_plugin.engine.store import Store, read_store
 from tiaft_plugin.errors import Stopped, TiaftError
 from tiaft_plugin.probes.stores import open_stores
 from tiaft_plugin.tiles.tileset import read_tileset
@@ -88,30 +89,51 @@ def _refuse_others(out: Path, stores: Collection[str]) -> None:
 def _extract_folders(
     encoder: Encoder, jobs: Sequence[SlideJob], out: Path, engine: Mapping[str, Any]
 ) -> None:
-    """Make the feature stores of folders of tiles, those that are missing or not complete."""
+    """Make the feature stores of folders of tiles, those that are missing or not complete.
+
+    Raises TiaftError where one is of another model, µm/px or tiles.
+    """
+    from tiaft_plugin.engine.run import make_engine
+
     roots = {job.slide.resolve().parent for job in jobs}
     if len(roots) > 1:
         listed = some(sorted(str(root) for root in roots))
         raise TiaftError(f"folders of tiles are in several folders ({listed}): put them into one")
-    missing = {job.slide.name for job in jobs if not _is_whole(out / f"{job.slide.name}.zarr")}
+    how = {name: engine[name] for name in ("batch_size", "device") if name in engine}
+    found = {job.slide: _whole(out / f"{job.slide.name}.zarr") for job in jobs}
+    sha256 = make_engine("features", encoder.model, **how).model_facts["sha256"]
+    for job in jobs:
+        if (store := found[job.slide]) is not None and not _is_of(store, job, sha256):
+            raise TiaftError(
+                f"{store.path} is of another model or µm/px, or of other tiles than {job.slide} "
+                "holds now: choose another --out, or pass --overwrite to begin anew"
+            )
+    missing = {slide.name for slide, store in found.items() if store is None}
     if not missing:
         return
     root = roots.pop()
     names = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
     tiles = read_tileset(root, mpp=jobs[0].mpp, classes=names)
     rows = [row for row, file in enumerate(tiles.files) if file.parent.name in missing]
-    how = {name: engine[name] for name in ("batch_size", "device") if name in engine}
     write_tile_stores(tiles.subset(rows), encoder.model, out, overwrite=True, **how)
 
 
-def _is_whole(path: Path) -> bool:
+def _whole(path: Path) -> Store | None:
+    """Return a store that is there and complete."""
     if not path.exists():
-        return False
+        return None
     try:
-        read_store(path)
+        return read_store(path)
     except TiaftError:
-        return False
-    return True
+        return None
+
+
+def _is_of(store: Store, job: SlideJob, sha256: str) -> bool:
+    """Whether a store has the features that a model gives of a folder of tiles as it is now."""
+    facts = store.facts
+    same_mpp = job.mpp is None or facts["grid"]["resolution"] == job.mpp
+    same_tiles = facts["slide"]["fingerprint"] == fingerprint(job.slide)
+    return facts["model"]["sha256"] == sha256 and same_mpp and same_tiles
 
 
 def stored(path: Path, name: str) -> Stored:

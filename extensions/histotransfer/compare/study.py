@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tiaft_extensions.histotransfer.compare.costs import Cost, cost_of
 from tiaft_extensions.histotransfer.compare.encoders import (
     Encoder,
@@ -22,6 +24,7 @@ from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import locked, refuse_unwritable, sha256_of, write_atomically
 from tiaft_plugin.probes.compare import compare_runs
 from tiaft_plugin.probes.interface import Result
+from tiaft_plugin.probes.matching import match
 from tiaft_plugin.probes.outputs import read_result
 from tiaft_plugin.probes.reading import read_inputs
 from tiaft_plugin.probes.run import find_probe, run_probe
@@ -121,6 +124,7 @@ def run_comparison(
     refuse_foreign(out)
     with locked(out / STUDY, wait=False):
         if overwrite:
+            refuse_lost(encoders, jobs, ready, out, settings)
             remove(out)
         for encoder in encoders:  # before hours of extraction
             refuse_changed(encoder.name, out / PROBES / encoder.name, settings)
@@ -171,6 +175,26 @@ def begin(out: Path) -> None:
         part.write_text(json.dumps({"schema": "tiaft-comparison", "version": 1}), encoding="utf-8")
 
 
+def refuse_lost(
+    encoders: Sequence[Encoder],
+    jobs: Sequence[SlideJob],
+    ready: Mapping[str, Path],
+    out: Path,
+    settings: Settings,
+) -> None:
+    """Raise TiaftError, before OUT's comparison is removed, where a new one lacks what it needs."""
+    missing = [str(job.slide) for job in jobs if not job.slide.exists()]
+    if missing:
+        raise TiaftError(f"{len(missing)} slides are not there: {some(missing)}")
+    sources = [text for encoder in encoders for text in (encoder.model, encoder.init) if text]
+    tables = [settings.labels, *([settings.patients] if settings.patients else [])]
+    inputs = [*map(Path, sources), *ready.values(), *tables, *(job.slide for job in jobs)]
+    removed = [(out / name).resolve() for name in (MODELS, FEATURES, PROBES, TOGETHER)]
+    for path in inputs:
+        if any(path.resolve().is_relative_to(place) for place in removed):
+            raise TiaftError(f"--overwrite would remove {path}: move it, or choose another --out")
+
+
 def remove(out: Path) -> None:
     """Remove what a comparison wrote into its folder, and nothing else."""
     if (out / STUDY).is_file():
@@ -208,9 +232,15 @@ def _probe(
         probe, [f"{name}={place}"], settings.labels, patients=settings.patients
     )
     if (out / "summary.json").is_file():
-        made = read_result(out).summary["inputs"]["features"][name]
-        if made.get("sha256") != tables[0].source.get("sha256"):
+        made = read_result(out)
+        before = made.summary["inputs"]["features"][name]
+        if before.get("sha256") != tables[0].source.get("sha256"):
             raise _changed(name, ["the features"])
+        unit = tables[0].unit or probe.unit
+        now = match(tables, targets, unit=unit, unmatched=settings.unmatched)
+        rows = ("keys", "groups")
+        if not all(np.array_equal(getattr(now, of), made.predictions[of]) for of in rows):
+            raise _changed(name, ["the patients of slides"])
         return
     say(f"{name}: attention pooling")
     run_probe(
@@ -265,9 +295,10 @@ def _costs(encoders: Sequence[Encoder], facts: Mapping[str, Stored], out: Path) 
     found = {}
     for encoder in encoders:
         sha256 = facts[encoder.name].sha256
-        if sha256 not in known:
-            known[sha256] = vars(cost_of(encoder.model, sha256))
-        found[encoder.name] = Cost(**known[sha256])
+        cost = Cost(**known[sha256]) if sha256 in known else cost_of(encoder.model, sha256)
+        if cost != Cost():  # else its model may be here the next time
+            known[sha256] = vars(cost)
+        found[encoder.name] = cost
     with write_atomically(path) as part:
         part.write_text(json.dumps(known, indent=1), encoding="utf-8")
     return found

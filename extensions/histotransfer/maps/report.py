@@ -34,7 +34,7 @@ def check_out(out: Path, *, overwrite: bool = False) -> None:
     refuse_unwritable(out)
     if not overwrite:
         refuse_existing(out)
-    elif out.exists() and not (out / SLIDES).is_file():
+    elif out.exists() and not all((out / name).is_file() for name in (SLIDES, TILES, REPORT)):
         raise TiaftError(f"{out} is not of `tiaft histotransfer maps`: it is left alone")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_extensions.histotransfer.kept import AttentionRun, head_name, read_run
+from tiaft_extensions.histotransfer.kept import CHOSE, AttentionRun, head_name, read_run
 from tiaft_extensions.histotransfer.topk.held_out import (
     Compared,
     compare,
@@ -25,7 +25,7 @@ from tiaft_extensions.histotransfer.topk.outputs import (
     write_summary,
 )
 from tiaft_extensions.histotransfer.topk.report import Fold, build_report
-from tiaft_extensions.histotransfer.topk.run import run_job
+from tiaft_extensions.histotransfer.topk.run import prepare, run_job
 from tiaft_plugin.engine.store import Store
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import (
@@ -38,8 +38,6 @@ from tiaft_plugin.files import (
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult, Samples
 from tiaft_plugin.probes.stores import open_stores
 from tiaft_plugin.tiles.words import some
-
-CHOSE = "bags that chose the epoch"
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,10 @@ def tune_folds(
         register = _free_name(register, init, overwrite)
     refuse_unwritable(out)
     with _kept_empty(out), locked(out / "topk", wait=False):
-        _make_room(out, overwrite)
-        results = {}
+        jobs = {}
         for fold in wanted:
             sets: dict[str, Any] = _samples(attention, by_bag, fold, stores)
-            one = FinetuneJob(
+            jobs[fold] = FinetuneJob(
                 out=out / f"fold-{fold}",
                 **sets,
                 inputs="slides",
@@ -102,6 +99,12 @@ def tune_folds(
                 options={**(options or {}), "attention": attention.folder / head_name(fold)},
                 **job,
             )
+        if overwrite and (out / SUMMARY).exists():  # which stays where a fold is refused
+            for one in jobs.values():
+                prepare(one)
+        _make_room(out, overwrite)
+        results = {}
+        for fold, one in jobs.items():
             results[fold] = run_job(one, fold=fold, reuse=True)
             say(f"fold {fold}: {results[fold].summary}")
         compared = _write_together(out, attention, results)
@@ -123,7 +126,7 @@ def _stores_by_bag(stores: Sequence[Store], attention: AttentionRun) -> dict[str
         )
     found: dict[str, list[Store]] = {key: [] for key in attention.keys.tolist()}
     for file, key in attention.stores.items():
-        attention.tiles(there[file].path)  # which refuses other tiles than the run saw
+        attention.tiles(there[file].path)  # which refuses what the run did not see
         found[key].append(there[file])
     return found
 

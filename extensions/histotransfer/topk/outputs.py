@@ -81,7 +81,8 @@ def read_result(out: Path) -> tuple[str, FinetuneResult] | None:
     """Return what decided a finished run in a folder, and its result; None where there is none."""
     try:
         summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        there = all((out / name).is_file() for name in FILES if name != HELD_OUT)
+        wanted = [name for name in FILES if name != HELD_OUT or summary["compared"]]
+        there = all((out / name).is_file() for name in wanted)
         return (summary["decides"], _result(out, summary)) if there else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

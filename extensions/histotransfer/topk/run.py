@@ -199,7 +199,7 @@ def _bags_of(
             for files in samples.files
             for images in [TileImages(tuple(files), size, stain)]
         ]
-    groups = [group or f"bag {number}" for number, group in enumerate(samples.groups)]
+    groups = [group or f"bag {number} of {name}" for number, group in enumerate(samples.groups)]
     return BagSet(tuple(bags), codes, np.array(groups))
 
 
@@ -247,7 +247,6 @@ def _check_sets(sets: dict[str, BagSet]) -> None:
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if one in sets and other in sets:
             shared = sorted(set(sets[one].groups.tolist()) & set(sets[other].groups.tolist()))
-            shared = [group for group in shared if not group.startswith("bag ")]
             if shared:
                 raise TiaftError(
                     f"{len(shared)} patients stand in {one} and {other}: {some(shared)}"

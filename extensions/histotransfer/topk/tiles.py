@@ -55,8 +55,9 @@ class TileImages:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of the files' bytes."""
-        return digest([sha256_of(file) for file in self.files])
+        """A hash of the files' bytes, and of what is done with their stains."""
+        facts = getattr(self.stain, "facts", None)
+        return digest([facts, [sha256_of(file) for file in self.files]])
 
     def features(self, encode: Encode) -> Iterator[np.ndarray]:
         """Encode all tiles."""

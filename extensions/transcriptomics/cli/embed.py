@@ -64,10 +64,14 @@ def embed(
     refuse_unwritable(out)
     if not overwrite:
         refuse_existing(out)
-    elif out.exists() and not (out / COORDINATES).is_file():
+    elif out.exists() and not all((out / name).is_file() for name in (COORDINATES, PICTURE)):
         raise TiaftError(f"{out} is not of `tiaft transcriptomics embed`: it is left alone")
+    named = parse_feature_arguments(tables)
+    for path in (*named.values(), *([labels] if labels else [])):
+        if overwrite and path.resolve().is_relative_to(out.resolve()):
+            raise TiaftError(f"--overwrite would remove {path}: choose another --out")
     of = labels_by_slide(labels, column) if labels else {}
-    read = [read_embeddings(path, name) for name, path in parse_feature_arguments(tables).items()]
+    read = [read_embeddings(path, name) for name, path in named.items()]
     flats = flatten(read, method=method, together=together, perplexity=perplexity, seed=seed)
     write_embedding(out, flats, of, together=together, overwrite=overwrite)
     for flat in flats:

@@ -62,6 +62,7 @@ def retrieve(
     from tiaft_extensions.transcriptomics.evaluate.run import FEATURES
     from tiaft_extensions.transcriptomics.expression.tables import read_expression_table
     from tiaft_plugin.engine.jobs import read_patients
+    from tiaft_plugin.errors import TiaftError
     from tiaft_plugin.files import locked, refuse_unwritable
     from tiaft_plugin.reproduce.leftout import LeftOut
 
@@ -71,6 +72,8 @@ def retrieve(
     expression = read_expression_table(
         table, known=known, unit=unit, genes_in=genes_in or "", left=left
     )
+    if out.resolve() == run.resolve():
+        raise TiaftError(f"--out {out} is the run itself, whose unmatched.csv would be lost")
     refuse_unwritable(out / SCORES)
     with locked(out / SCORES, wait=False):
         cache = FeatureCache(out / FEATURES, device, batch_size)

@@ -139,11 +139,15 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
     unmatched.csv (slides, samples and genes before training).
     """
     from tiaft_extensions.transcriptomics.tune.samples import read_samples
+    from tiaft_plugin.files import refuse_existing
     from tiaft_plugin.finetune.interface import FinetuneJob
     from tiaft_plugin.finetune.processes import is_first
     from tiaft_plugin.finetune.run import finetune
     from tiaft_plugin.zoo.folder import file_of, names
 
+    if not given["overwrite"]:
+        for name in (UNMATCHED, SLIDES):  # which people have, too, beside their slides
+            refuse_existing(given["out"] / name)
     data = read_samples(
         source,
         given.pop("expression"),

@@ -16,11 +16,9 @@ from tiaft_extensions.transcriptomics.expression.tables import Expression
 from tiaft_extensions.transcriptomics.tune.loop import Tuned
 from tiaft_extensions.transcriptomics.tune.losses import Contrastive, Direct
 from tiaft_extensions.transcriptomics.tune.outputs import HEADS, MODEL
-from tiaft_extensions.transcriptomics.tune.projected import SUFFIX
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
 from tiaft_extensions.transcriptomics.tune.towers import ImageTower
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.network.card import read_card
 from tiaft_plugin.tiles.words import some
 
 LEARNT = ("train", "val")  # an epoch is chosen by val: it has been seen, too
@@ -28,8 +26,9 @@ LEARNT = ("train", "val")  # an epoch is chosen by val: it has been seen, too
 
 @dataclass(frozen=True)
 class Finished:
-    """A run's folder. `tuned` embeds features of `model`; of its `patients`, it has seen `learnt`.
+    """A run's folder. `tuned` embeds features of `model`; `patients` are all that it knows.
 
+    `learnt` are names of those that it has seen, and of their slides.
     `about` is what ``heads.safetensors`` tells: objective, settings, genes, their mean and sd.
     """
 
@@ -81,19 +80,22 @@ def read_finished(folder: Path) -> Finished:
     tower = ImageTower(weights["tower.projection.0.weight"].shape[1], settings)
     tuned = Tuned(tower, _objective(about, settings, weights))
     tuned.load_state_dict(weights)
-    if read_card(folder / MODEL).backbone.endswith(SUFFIX):  # its features are projected already
+    if settings.train == "head":  # the model file's features are projected already
         tower.projection = nn.Identity()
-    sets = _read_sets(folder / SLIDES)
-    patients, learnt = frozenset(sets), read_learnt(folder)
-    return Finished(folder, folder / MODEL, tuned.eval(), about, patients, learnt)
+    patients = frozenset(row["patient"] for row in _read_slides(folder / SLIDES))
+    return Finished(folder, folder / MODEL, tuned.eval(), about, patients, read_learnt(folder))
 
 
 def read_learnt(folder: Path) -> frozenset[str]:
-    """Return the patients that a run has seen. Raises TiaftError where it does not tell."""
+    """Return the names of patients that a run has seen, and of their slides.
+
+    Where nobody names patients, slides stand for them. Raises TiaftError where the run does not
+    tell.
+    """
     if not (folder / SLIDES).is_file():
         raise TiaftError(f"{folder} has no {SLIDES}: `tiaft transcriptomics tune` writes it")
-    sets = _read_sets(folder / SLIDES)
-    return frozenset(patient for patient, name in sets.items() if name in LEARNT)
+    seen = [row for row in _read_slides(folder / SLIDES) if row["set"] in LEARNT]
+    return frozenset(row[name] for row in seen for name in ("patient", "slide"))
 
 
 def _read_heads(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -117,10 +119,11 @@ def _objective(
     return Contrastive(settings.width, genes, hidden, settings.temperature, settings.dropout)
 
 
-def _read_sets(path: Path) -> dict[str, str]:
-    """Return the set of each patient."""
+def _read_slides(path: Path) -> list[dict[str, str]]:
+    """Return slide, patient and set of each slide."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["patient"]: row["set"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, csv.Error) as error:
+            rows = csv.DictReader(file)
+            return [{name: row[name] for name in ("slide", "patient", "set")} for row in rows]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise TiaftError(f"{path}: columns slide, patient and set expected") from error

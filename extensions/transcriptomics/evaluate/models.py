@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tiaft_extensions.transcriptomics.tune.outputs import HEADS
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import sha256_of
 from tiaft_plugin.tiles.words import some
@@ -29,7 +30,9 @@ class Candidate:
     def run(self) -> Path | None:
         """The folder of the `tune` that the model file lies in, where it does."""
         folder = Path(self.model).parent
-        return folder if (folder / SLIDES).is_file() else None
+        # A registered name lies nowhere; a table of slides beside a file may be anybody's.
+        known = (Path(self.model), folder / HEADS, folder / SLIDES)
+        return folder if all(file.is_file() for file in known) else None
 
 
 def read_models(texts: Sequence[str]) -> list[Candidate]:

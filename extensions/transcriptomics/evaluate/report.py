@@ -113,7 +113,7 @@ def _mean_rows(found: Evaluation) -> Iterable[dict[str, Any]]:
 
 
 def _page(out: Path, found: Evaluation) -> str:
-    protocol = {**vars(found.protocol), "patients to leave out": found.left_out}
+    protocol = {**vars(found.protocol), "names of patients and slides to leave out": found.left_out}
     warnings = {
         f"{task.name}: {text}": None
         for task in found.tasks

@@ -162,7 +162,9 @@ def _pair(
     known = {**pictures.patients, **patients}
     found = match_slides(pictures.names, expression, patients=known, left=left)
     genes = scale(expression.values[found.rows]).astype(np.float64)
-    seen = np.isin(found.patients, list(run.learnt))
+    learnt = list(run.learnt)
+    either = np.isin(found.patients, learnt) | np.isin(found.slides, learnt)
+    seen = np.isin(found.patients, found.patients[either])
     new = len(np.unique(found.patients[~seen]))
     if new < FEWEST:
         raise TiaftError(

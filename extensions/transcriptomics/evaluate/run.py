@@ -30,7 +30,7 @@ from tiaft_extensions.transcriptomics.evaluate.tasks import Task
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.probes.interface import FeatureTable, Targets
 from tiaft_plugin.probes.outputs import read_result
-from tiaft_plugin.probes.run import run_probe
+from tiaft_plugin.probes.run import find_probe, run_probe, versions
 from tiaft_plugin.probes.settings import COLOUR
 from tiaft_plugin.probes.statistics import Difference
 
@@ -72,7 +72,7 @@ class Cell:
 class Evaluation:
     """All cells, by task and model; the mean difference of each model that has a base.
 
-    `left_out` is how many patients were to be left out.
+    `left_out` is how many names, of patients and their slides, were to be left out.
     """
 
     tasks: Sequence[Task]
@@ -109,7 +109,8 @@ def evaluate(
     All that can be refused is refused first. Killed at any moment, the same call goes on. What a
     probe was given is in its folder's name, so that other labels or features are probed anew. A
     task that fails by one model does not stop the others. Patients of `leave_out`, whom models have
-    learnt from, are asked about in no task and by no model. Raises TiaftError.
+    learnt from, are asked about in no task and by no model; of tasks without patients, slides of
+    these names. Raises TiaftError.
     """
     say = say or (lambda line: None)
     targets = {task.name: _targets(task) for task in tasks}
@@ -194,8 +195,12 @@ def _familiar(task: Task, model: Candidate, score: Measured) -> list[str]:
 
 def _sha256(task: Task, table: FeatureTable, targets: Targets, protocol: Protocol) -> str:
     """Return a hash of all that decides what a probe finds."""
-    about = [task.probe, task.level, task.folds, task.repeats, vars(protocol), list(targets.names)]
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    probe = find_probe(task.probe)
+    about = [
+        [probe.name, probe.plugin, dict(probe.thing.settings), versions(probe.plugin)],
+        [task.level, task.folds, task.repeats, vars(protocol), list(targets.names)],
+    ]
+    found = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     arrays = (table.keys, table.values, table.groups, table.colour)
     for array in (*arrays, targets.keys, targets.values, targets.groups):
         if array is not None:

@@ -52,7 +52,12 @@ class Cache:
         """
         job, samples = self.job, self.sets[name]
         # By what decides them: a run with other settings may have been killed here.
-        decides = [self.identities[name], sha256_of_weights(net), job.stain, job.seed, most]
+        card = net.card
+        decides = [
+            [self.identities[name], job.seed, most],
+            [sha256_of_weights(net), card.backbone, card.backbone_args],
+            [card.mean, card.std, card.tile_size, job.stain],
+        ]
         folder = self.folder / f"features-{name}-{digest(decides)[:16]}"
         if job.inputs == "slides":
             _refuse_other_models(job, samples, net)

@@ -25,7 +25,7 @@ class Data:
     left: LeftOut
 
 
-def check_data(job: FinetuneJob, settings: TuneSettings) -> Data:
+def check_data(job: FinetuneJob, settings: TuneSettings, objective: str) -> Data:
     """Return the slides and genes of a job. Raises TiaftError for what cannot be learnt from."""
     sets = {"train": job.train, "val": job.val, "test": job.test}
     samples: dict[str, Samples] = {}
@@ -38,7 +38,7 @@ def check_data(job: FinetuneJob, settings: TuneSettings) -> Data:
         if its.target_names != train.target_names:
             raise TiaftError(f"the {name} slides have other genes than the training slides")
     patients = patients_of(train)
-    _refuse_few(job, settings, samples)
+    _refuse_few(job, settings, objective, samples)
     left = LeftOut()
     values = np.array(train.targets, dtype=np.float64)
     # A patient counts once, whatever the number of slides.
@@ -52,10 +52,19 @@ def patients_of(samples: Samples) -> list[str]:
     return [group or f"slide {n}" for n, group in enumerate(samples.groups)]
 
 
-def _refuse_few(job: FinetuneJob, settings: TuneSettings, samples: Mapping[str, Samples]) -> None:
+def _refuse_few(
+    job: FinetuneJob, settings: TuneSettings, objective: str, samples: Mapping[str, Samples]
+) -> None:
     count = len(set(patients_of(samples["train"])))
     if count < _FEW:
         raise TiaftError(f"{count} patients to learn from: at least {_FEW} are needed")
+    val = set(patients_of(samples["val"])) if "val" in samples else set()
+    # Told from nobody, its loss is 0 in each epoch, and the first the best.
+    if objective == "contrastive" and len(val) == 1:
+        raise TiaftError(
+            "1 patient to choose the epoch by is told from no other: give two at least, or none "
+            "(--val-share 0)"
+        )
     if "test" in samples and (count := len(set(patients_of(samples["test"])))) < FEWEST:
         raise TiaftError(
             f"{count} patients to test on: correlations need {FEWEST} at least; give more "

@@ -52,8 +52,13 @@ def run_job(job: FinetuneJob, objective: str) -> FinetuneResult:
         for name in FILES:
             refuse_existing(job.out / name)
     device, first = pick_device(job.device), is_first(job)
-    data = check_data(job, settings)
+    data = check_data(job, settings, objective)
     net = _create(job)
+    if settings.train == "head" and net.card.backbone.endswith(SUFFIX):
+        raise TiaftError(
+            f"{job.init} has a learnt projection already: give the encoder before it, or let its "
+            "layers learn (--train last)"
+        )
     trained_modules(net.part_a, settings)  # which refuses more blocks than there are
     precision: Any = pick_precision(job.precision, device)
     job = replace(job, precision=precision)
@@ -146,6 +151,7 @@ def _decides(
         **asdict(settings),
         **{f"{name} slides": its for name, its in identities.items()},
         "objective": objective,
+        "backbone": [net.card.backbone, net.card.backbone_args],
         "weights": sha256_of_weights(net),
         "pixels": [net.card.mean, net.card.std, net.card.tile_size, job.stain],
         "genes": digest(list(data.scale.names)),

@@ -19,7 +19,7 @@ from tiaft_plugin.reproduce.leftout import LeftOut
 from tiaft_plugin.tiles.words import some
 
 SETS = ("train", "val", "test")
-_FEW = 2  # patients to learn from
+_FEW = 2  # patients to learn from, or to choose by: nobody can be told from no other
 FEWEST = 3  # patients to test on: of fewer there is no correlation
 
 
@@ -161,12 +161,12 @@ def split_patients(
 ) -> np.ndarray:
     """Return "train", "val" or "test" for each slide (S,), all of a patient the same.
 
-    A share above 0 is one patient at least, of the test three. Raises TiaftError where fewer than
+    A share above 0 is two patients at least, of the test three. Raises TiaftError where fewer than
     two patients would be left to learn from.
     """
     names = sorted(set(patients))
     counts = {"test": max(FEWEST, round(test_share * len(names))) if test_share else 0}
-    counts["val"] = max(1, round(val_share * len(names))) if val_share else 0
+    counts["val"] = max(_FEW, round(val_share * len(names))) if val_share else 0
     if len(names) - sum(counts.values()) < _FEW:
         raise TiaftError(
             f"{len(names)} patients are too few to learn from {_FEW}, choose by {counts['val']} "
