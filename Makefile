@@ -12,7 +12,7 @@ demo: install
 
 # Each core has its own tests, a file at a time; tests/conftest.py gives them one thread each.
 test: install
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ from plant_genes import HALVES, LINEAR, NULL, OTHER, TISSUES, draw_bags, express
 DATA = Path(os.environ.get("TIAFT_DATA", Path(__file__).parents[1] / "../shared/data"))
 WEIGHTS = "weights/mobilenetv2_100.imagenet.safetensors"
 MPP, SIDE = 0.495, 96  # of the tiles, µm/px, and what they are resized to, px
-TEST = 100  # patients
+TEST = 400  # patients
 BAG = 12  # tiles of a patient
 KINDS = {"linear": slice(0, 16), "other": slice(16, 32), "null": slice(32, 64)}
 
@@ -57,20 +57,23 @@ MOBILENET: dict[str, Any] = {
     "std": (0.5,) * 3,
 }
 COMMON = {"tiles": BAG, "slides": 40, "chunk": 8, "width": 64, "test_tiles": BAG}
+# As large a batch as can be had: what is not a patient's own is told from more of others.
+LARGE = {"slides": 240, "chunk": 60}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "head": (
         {**MOBILENET, "init": WEIGHTS},
-        {"train": "head", "head": "mlp", "epochs": 60, "lr": 1e-3},
+        {"train": "head", "head": "mlp", "epochs": 60, "lr": 3e-3, **LARGE},
     ),
     "last": (
         {**MOBILENET, "init": WEIGHTS},
-        {"train": "last", "blocks": 2, "epochs": 20, "lr": 3e-4},
+        {"train": "last", "blocks": 2, "epochs": 10, "lr": 3e-4},
     ),
     "whole": (
         {"backbone": "test_resnet", "init": "random", "tile_size": 64},
         {"train": "whole", "epochs": 30, "lr": 2e-3},
     ),
 }
+PATIENTS = {"head": 1200, "last": 480, "whole": 480}  # to learn from
 OBJECTIVES = ("direct", "contrastive")
 WAYS = (TUNED_HEAD, TUNED_RIDGE, BASE_RIDGE, BASE_SVR)
 
@@ -82,21 +85,24 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--half", type=int, choices=(0, 1), default=0, help="to learn from")
     parser.add_argument(
-        "--patients", type=int, default=120, help="to learn from; a fourth as many choose the epoch"
+        "--patients",
+        type=int,
+        help=f"to learn from; a fourth as many choose the epoch [default: {PATIENTS}]",
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     tiles = read_tileset(DATA / "kather2016", mpp=MPP)
-    sets = cohort(tiles, given.patients, given.half, given.seed)
-    counts = ", ".join(f"{len(its.files)} {name}" for name, its in sets.items())
-    print(f"{counts} patients of {BAG} tiles; {LINEAR} linear, {OTHER} other, {NULL} null genes")
-    about = f"patients{given.patients}-half{given.half}-seed{given.seed}"
+    print(f"{LINEAR} linear, {OTHER} other, {NULL} null genes; patients have {BAG} tiles")
     for case in given.cases:
+        patients = given.patients or PATIENTS[case]
+        sets = cohort(tiles, patients, given.half, given.seed)
+        counts = ", ".join(f"{len(its.files)} {name}" for name, its in sets.items())
+        about = f"patients{patients}-half{given.half}-seed{given.seed}"
         for objective in OBJECTIVES:
             out = given.out / f"{case}-{objective}-{about}"
             if not (out / "model.safetensors").exists():
                 tune(sets, case, objective, given.seed, out)
-            print(f"\n{case}, {objective}")
+            print(f"\n{case}, {objective}: {counts} patients")
             print("\n".join(told(out)))
 
 

@@ -143,6 +143,11 @@ def test_errors_are_one_line(failing, capsys, monkeypatch, error, code, said):
         assert len(text.strip().splitlines()) == 1
 
 
+def test_ctrl_c_at_once_is_one_line_too(failing, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "quiet_tiatoolbox", raising(KeyboardInterrupt()))
+    assert failing(lambda: None, capsys) == (130, "Interrupted.\n")
+
+
 @pytest.mark.parametrize("error", [KeyError("k"), TiaftError("known")])
 def test_debug_shows_the_traceback(failing, capsys, monkeypatch, error):
     monkeypatch.setenv("TIAFT_DEBUG", "1")

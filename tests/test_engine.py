@@ -391,6 +391,13 @@ def test_tables_of_patients(tmp_path):
         read_patients(tmp_path / "q.csv")
     with pytest.raises(TiaftError, match="columns slide and patient expected"):
         read_patients(tmp_path / "p.csv")
+    for text in ("", "slide,patient,patient\na.svs,P1,P2\n"):
+        (tmp_path / "p.csv").write_text(text)
+        with pytest.raises(TiaftError, match="columns slide and patient expected"):
+            read_patients(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("slide,patient\n")  # as if there were no table
+    with pytest.raises(TiaftError, match="p.csv names no patient: it has no rows but its header"):
+        read_patients(tmp_path / "p.csv")
 
 
 # The command line

@@ -157,6 +157,24 @@ def test_damage_is_found(tmp_path):
     assert not store.is_written(group, 1)  # so that a run writes it again
 
 
+@pytest.mark.parametrize("cut", [b"", b"cut", None])
+def test_a_damaged_chunk_is_not_read_as_blocks(tmp_path, cut):
+    make(tmp_path / "s.zarr")
+    chunk = tmp_path / "s.zarr" / "features" / "c" / "1" / "0"
+    chunk.unlink() if cut is None else chunk.write_bytes(cut)  # without it, zarr reads zeros
+    with pytest.raises(TiaftError, match="s.zarr is damaged: chunk 1 is not what was written"):
+        list(store.read_store(tmp_path / "s.zarr").blocks())
+
+
+@pytest.mark.parametrize("cut", [b"cut", None])
+def test_damaged_places_are_not_read(tmp_path, cut):
+    make(tmp_path / "s.zarr")
+    chunk = next(path for path in (tmp_path / "s.zarr/coordinates/c").rglob("*") if path.is_file())
+    chunk.unlink() if cut is None else chunk.write_bytes(cut)
+    with pytest.raises(TiaftError, match=r"s.zarr is damaged \(coordinates\): --overwrite makes"):
+        store.read_store(tmp_path / "s.zarr").bounds()
+
+
 @pytest.mark.parametrize("lost", ["coordinates", "tissue", "chunk_crc32", "features"])
 def test_a_store_that_lost_an_array(tmp_path, lost):
     make(tmp_path / "s.zarr")

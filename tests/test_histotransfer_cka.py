@@ -1,8 +1,10 @@
 """CKA: exact, unbiased and by minibatches; any two models over any layers; what it writes."""
 
 import csv
+import errno
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -369,6 +371,10 @@ def test_errors(tiny_model, tileset, monkeypatch):
         study.compare(tiny, tiny, tileset.subset(range(3)))
     with pytest.raises(TiaftError, match="plain is a plug-in's: --pretrained needs a file of its"):
         study.before(plain(), "imagenet")
+    with pytest.raises(TiaftError, match="--pretrained none: compare with what.*or a file$"):
+        study.before(tiny.subject, "none")
+    with pytest.raises(TiaftError, match="--pretrained x.pth: neither imagenet nor a file$"):
+        study.before(tiny.subject, "x.pth")
     monkeypatch.setattr(study, "MEMORY", 1000)
     with pytest.raises(TiaftError, match=r"name fewer \(--layers\), or pass --no-exact"):
         study.compare(tiny, tiny, tileset)
@@ -461,6 +467,21 @@ def test_wrong_usage(more, said, tiny_model, folder, tmp_path):
     result = cka(folder, "--model", tiny_model, *more, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_results_do_not_lie_among_the_tiles(tiny_model, folder):
+    result = cka(folder, "--model", tiny_model, "--model", tiny_model, "--out", folder / "out")
+    assert f"out lies among the tiles of {folder}: choose another" in str(result.exception)
+
+
+def test_a_full_disk_names_the_folder_and_leaves_nothing(tiny_model, folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tiaft_extensions.histotransfer.cka.report._page", full)
+    result = cka(folder, "--model", tiny_model, "--model", tiny_model, "--out", tmp_path / "out")
+    assert str(result.exception.filename) == str(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_others_is_left_alone(tiny_model, folder, tmp_path):

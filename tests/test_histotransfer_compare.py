@@ -389,9 +389,13 @@ def test_a_slide_that_fails_is_named(slides, tiny_model, tmp_path):
         shutil.copy(slides / name, folder)
     (folder / "bad.ome.tiff").write_bytes(b"no slide")
     asked = ["--encoder", tiny_model, "--encoder", f"{tiny_model}:T1", "--out", tmp_path / "out"]
+    earlier = json.dumps({"schema": "tiaft-comparison", "reference": "earlier"})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/comparison.json").write_text(earlier)
     result = compare(folder, *asked)
     assert re.search("tiny: 1 of 3 slides failed: bad.ome.tiff", str(result.exception))
     assert result.exception.exit_code == 1
+    assert (tmp_path / "out/comparison.json").read_text() == earlier
 
 
 def test_folders_of_tiles_are_bags_too(tiny_model, tmp_path):
@@ -404,6 +408,8 @@ def test_folders_of_tiles_are_bags_too(tiny_model, tmp_path):
         for tile in range(2):
             pixels = rng.integers(0, 255, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{tile}.png")
+    (tmp_path / "bags/neighbour").mkdir()
+    (tmp_path / "bags/neighbour/notes.txt").write_text("none of the bags that are compared")
     encoder, out = read_encoder(str(tiny_model)), tmp_path / "out"
     extract(encoder, jobs[:2], out, device="cpu")
     kept = sha256_of(out / "b0.zarr" / "zarr.json")
@@ -427,6 +433,7 @@ def test_folders_of_tiles_are_bags_too(tiny_model, tmp_path):
     [
         ([], "Missing argument 'SLIDES...'|SLIDES need encoders"),
         (["--encoder", "resnet18@random"], "a comparison needs two encoders"),
+        (["--encoder", "..=resnet18@random"], "'..' cannot name an encoder"),
         (["--encoder", "resnet18@random", "--encoder", "resnet34@random", "--reference", "x"],
          "--reference x: no encoder has this name; there are resnet18-random, resnet34-random"),
         (["--encoder", "resnet18:nowhere@random", "--encoder", "resnet18@random"],
@@ -440,12 +447,13 @@ def test_wrong_usage(arguments, said, slides, tmp_path):
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_a_folder_of_others_is_left_alone(slides, tiny_model, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["mine.txt", "comparison.json"])
+def test_a_folder_of_others_is_left_alone(slides, tiny_model, tmp_path, name):
+    (tmp_path / name).write_text("[]")
     asked = ["--encoder", tiny_model, "--encoder", f"{tiny_model}:T1", "--out", tmp_path]
     result = compare(slides, *asked, "--overwrite")
     assert "is not of `tiaft histotransfer compare`: choose another folder" in str(result.exception)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_what_was_compared_stays_where_it_cannot_be_compared_anew(slides, tiny_model, tmp_path):
@@ -469,5 +477,6 @@ def test_what_was_compared_stays_where_it_cannot_be_compared_anew(slides, tiny_m
 def test_the_leak_control_can_be_left_out(wanted):
     """It trains 20 times more than a repeat, and compares no encoders."""
     problem = SimpleNamespace(clusters=2, groups=np.array(["a", "a", "b", "b"]))
-    pieces = _pieces(["x"], [problem], Settings(repeats=1, permutations=0), wanted)
+    settings = Settings(repeats=1, permutations=0, leak_control=wanted)
+    pieces = _pieces(["x"], [problem], settings)
     assert any(piece[0].startswith("leak") for piece in pieces) == wanted

@@ -16,15 +16,20 @@ from PIL import Image
 from tiaft_extensions.histotransfer.kept import read_run
 from tiaft_extensions.histotransfer.maps.figures import heat_of, map_of
 from tiaft_extensions.histotransfer.maps.report import write_pictures
-from tiaft_extensions.histotransfer.maps.scores import ATTENTION, measurement_names
+from tiaft_extensions.histotransfer.maps.scores import (
+    ATTENTION,
+    keep_attention_beside,
+    measurement_names,
+)
 from tiaft_extensions.histotransfer.maps.study import attention_to, predicted_by, source_of
-from tiaft_extensions.interpretability.gradcam.scores import scores_path
+from tiaft_extensions.interpretability.gradcam.scores import read_scores, scores_path
 from tiaft_plugin.engine.predictions import predictions_of
 from tiaft_plugin.engine.store import read_store
 from tiaft_plugin.errors import TiaftError
 
 TILE, SIDE = 32, 128  # px
 TILES = (SIDE // TILE) ** 2
+LOST = ("stranger", "s2.ome")
 MIL = "--folds 2 --repeats 1 --permutations 0 --draws 100 --epochs 2 --hidden 8 --attention 4"
 
 
@@ -209,9 +214,25 @@ def test_predictions_on_another_grid_are_refused_and_none_is_said(study, tiny_mo
     assert done.returncode == 2
     assert "has no tile where" in done.stderr and "with the same tile size" in done.stderr
     assert not (tmp_path / "o").exists()
-    done = tiaft("histotransfer", "maps", study.run, study.features / "s2.ome.zarr", *given)
-    assert done.returncode == 0 and "s2.ome.tiff is not among --predictions" in done.stdout
+    both = [study.features / f"s{number}.ome.zarr" for number in (1, 2)]
+    done = tiaft("histotransfer", "maps", study.run, *both, *given)
+    assert done.returncode == 1 and "s2.ome.tiff is not among --predictions" in done.stdout
+    pictures = sorted(path.name for path in (tmp_path / "o").glob("*.png"))
+    assert pictures == ["s2.ome-map.png"]  # none without a line in the table
+    assert not any(path.is_dir() for path in (tmp_path / "o").iterdir())
     assert not scores_path(tmp_path / "p/s1.ome.zarr", ATTENTION).exists()
+
+
+def test_attention_of_other_runs_stays_whatever_tiles_they_had(study, tmp_path):
+    run, found = seen(study)
+    shutil.copytree(study.root / "predictions/s0.ome.zarr", tmp_path / "s0.ome.zarr")
+    store = read_store(tmp_path / "s0.ome.zarr")
+    other = replace(run, name="other")
+    for of, its in ((other, replace(found, bounds=found.bounds[:4])), (run, found)):
+        keep_attention_beside(of, its, store)
+    kept = read_scores(scores_path(store.path, ATTENTION), ATTENTION)
+    known = [np.isfinite(kept[measurement_names(of)[0]]).sum() for of in (other, run)]
+    assert known == [4, TILES]
 
 
 def test_without_slides_maps_lie_on_white_and_no_tile_is_shown(study, tmp_path):
@@ -228,10 +249,13 @@ def test_without_slides_maps_lie_on_white_and_no_tile_is_shown(study, tmp_path):
 
 def test_one_bad_store_does_not_keep_the_others(study, tmp_path):
     shutil.copytree(study.features / "s0.ome.zarr", tmp_path / "stranger.zarr")
-    stores = [study.features / "s1.ome.zarr", tmp_path / "stranger.zarr"]
+    shutil.copytree(study.features / "s2.ome.zarr", tmp_path / "s2.ome.zarr")
+    shutil.rmtree(tmp_path / "s2.ome.zarr/coordinates/c")  # zarr then reads zeros
+    stores = [study.features / "s1.ome.zarr", *(tmp_path / f"{n}.zarr" for n in LOST)]
     done = tiaft("histotransfer", "maps", study.run, *stores, "--out", tmp_path / "o")
-    assert done.returncode == 1 and "1 of 2 slides drawn" in done.stdout
+    assert done.returncode == 1 and "1 of 3 slides drawn" in done.stdout
     assert "FAILED" in done.stderr and "knows no store stranger.zarr" in done.stderr
+    assert "s2.ome.zarr is damaged (coordinates)" in done.stderr
     assert "knows no store stranger.zarr" in (tmp_path / "o/report.html").read_text()
 
 

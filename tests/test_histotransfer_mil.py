@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +349,21 @@ def test_training_is_repeatable_and_leaves_global_randomness_alone(cohort):
     assert not torch.equal(one.net.classify.weight, third.net.classify.weight)
 
 
+def test_ctrl_c_while_training_is_handed_on(cohort, monkeypatch):
+    def stop(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    found = read_bags(cohort, "mine", "slide")
+    monkeypatch.setattr(training.Learner, "training_step", stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # Lightning would exit with 1
+            train(found.values, np.arange(24) // 2 % 2, 2, found.groups, 3, Recipe(**QUICK))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nor be deaf
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_the_rows_that_choose_the_epoch_are_whole_groups_of_all_classes():
     groups = np.repeat([f"p{n}" for n in range(20)], 3)
     codes = np.repeat(np.arange(20) % 2, 3)
@@ -507,23 +523,26 @@ def test_the_command_has_what_bags_need():
 
     text = " ".join(CliRunner().invoke(_command("mil", Mil()), ["--help"]).output.split())
     assert "--patients" in text and "--aggregate NAME" not in text and "3; x>=1]" in text
-    assert "[default: 20; x>=1]" in text and "[default: (256,64)]" in text
+    assert "[default: 20; x>=1]" in text and "[default: 256,64]" in text
 
 
 GIVEN = (
-    "--folds 2 --repeats 1 --permutations 0 --draws 100 "
+    "--folds 2 --repeats 1 --permutations 0 --draws 100 --no-leak-control "
     "--epochs 2 --lr 0.01 --hidden 9,5 --attention 3 --held-out 4 --as-they-are"
 )
 
 
-def test_the_training_is_set_on_the_command_line(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("tiaft_plugin.probes.baselines.LEAK_DRAWS", 0)
+def test_the_training_is_set_on_the_command_line(cohort, tmp_path):
     labels = ["--labels", cohort / "labels.csv", "--out", tmp_path / "o"]
     done = tiaft("probe", "mil-gated", cohort, *labels, *GIVEN.split())
     assert done.returncode == 0, done.stderr
     shape = kept.read_run(tmp_path / "o").head(0).net.shape
     assert shape == {"width": 6, "classes": 2, "hidden": [9, 5], "attention": 3, "gated": True}
-    told = json.loads((tmp_path / "o/summary.json").read_text())["probe"]["settings"]
+    assert "warning: The leak control was left out: nothing says" in done.stdout
+    summary = json.loads((tmp_path / "o/summary.json").read_text())
+    assert summary["protocol"]["leak_control"] is False
+    assert {"torch", "lightning"} <= summary["versions"].keys()
+    told = summary["probe"]["settings"]
     wanted = {"epochs": 2, "lr": 0.01, "hidden": [9, 5], "held_out": 4, "standardise": False}
     assert told.items() >= wanted.items() and told["epoch kept"].startswith(
         "best accuracy on one of 4"
@@ -598,8 +617,16 @@ def test_an_aggregator_is_named_with_what_it_needs(name, text):
         find_aggregator(name)
 
 
-def test_other_features_than_the_run_had_are_refused(run):
+def test_other_features_than_the_run_had_are_refused(run, cohort, tmp_path):
     pool = find_aggregator(f"attention={run[0]}")
+    features = np.asarray(store.read_store(cohort / "slide-00.zarr").values[:])
+    make_store(tmp_path / "new.zarr", features, model="b" * 64)
+    wanted = (
+        r"features new\): features are of the model m \(SHA-256 b{16}\), the attention of .*/mine "
+        r"is for those of m \(SHA-256 a{16}\): extract with that one"
+    )
+    with pytest.raises(TiaftError, match=wanted):
+        read_patients(tmp_path, "new", aggregate=pool)
     with pytest.raises(TiaftError, match="is for features of width 6, not 7: extract with"):
         pool(np.ones((3, 7), np.float32), np.array(["new"] * 3))
 

@@ -22,13 +22,15 @@ from tiaft_extensions.histotransfer.cli.tune import tune
 from tiaft_extensions.histotransfer.kept import read_run
 from tiaft_extensions.histotransfer.mil import Mil
 from tiaft_extensions.histotransfer.tile_stores import write_tile_stores
-from tiaft_extensions.histotransfer.topk import held_out, loop, outputs, run, tiles, tuned
+from tiaft_extensions.histotransfer.topk import card, held_out, outputs, tiles, tuned
 from tiaft_extensions.histotransfer.topk.finetuner import TopK
 from tiaft_extensions.histotransfer.topk.folds import tune_folds
+from tiaft_extensions.histotransfer.topk.prepare import prepare
 from tiaft_plugin import TiaftError, hookspecs, plugins
 from tiaft_plugin.engine.jobs import SlideJob
 from tiaft_plugin.engine.run import make_engine, run_slides
 from tiaft_plugin.engine.store import read_store
+from tiaft_plugin.finetune.epochs import Progress
 from tiaft_plugin.finetune.interface import FinetuneJob, Samples
 from tiaft_plugin.network import create_network, load_model, save_model
 from tiaft_plugin.probes.reading import read_inputs
@@ -192,11 +194,13 @@ def test_batchnorm_stays_in_eval_mode_and_its_affine_part_learns():
 def test_looking_block_by_block_is_looking_at_all(study):
     head = load_head(study / "run/attention/base/fold-0.safetensors").net
     features = np.random.default_rng(0).normal(size=(9, head.shape["width"])).astype(np.float32)
-    logits, raw = tuned.look(head, np.array_split(features, 3))
+    seen = tuned.look(head, np.array_split(features, 3), k=4)
     with torch.no_grad():
-        wanted = head(torch.from_numpy(features))
-    assert torch.allclose(logits, wanted[0], atol=1e-5)
-    assert np.allclose(raw, wanted[1], atol=1e-5)
+        wanted, raw = head(torch.from_numpy(features))
+        of_k, _ = head(torch.from_numpy(features[tuned.highest(raw.numpy(), 4)]))
+    assert np.allclose(seen.by_all, wanted, atol=1e-5)
+    assert np.allclose(seen.by_k, of_k, atol=1e-5) and not np.allclose(of_k, wanted, atol=1e-3)
+    assert np.allclose(seen.raw, raw, atol=1e-5)
 
 
 # A run
@@ -308,8 +312,8 @@ def test_the_report_says_in_words_what_came_out(whole):
     out, study = whole
     text = (out / "report.html").read_text(encoding="utf-8")
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    verdict = summary["compared"]["verdict"]
-    assert "by a margin of 2 points of AUROC" in verdict and verdict[1:] in text
+    for its in summary["compared"]["differences"].values():
+        assert "by a margin of 2 points of AUROC" in its["verdict"] and its["verdict"][1:] in text
     assert study.compared.bags == 12 and study.compared.groups == 6
     assert set(summary["folds"]) == {"0", "1", "2"}
     assert "http" not in text and "Fold by fold" in text
@@ -351,12 +355,27 @@ def test_folders_of_tiles_are_bags_like_slides(study, slides, tmp_path):
     assert np.array_equal(np.concatenate(list(bag.read(rows))), wanted)
     with pytest.raises(TiaftError, match=r"s00\.zarr exists already"):
         CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+    for place in (folder, folder / "s00"):
+        with pytest.raises(TiaftError, match="is where the tiles are: choose another folder"):
+            inside = [*map(str, arguments), "--out", str(place)]
+            CliRunner().invoke(command, inside, catch_exceptions=False)
     (folder / "s00/9.png").write_bytes((folder / "s00/8.png").read_bytes())
     with pytest.raises(TiaftError, match="is of another s00 than .*: the fingerprints differ"):
         bag.parts[0].check()
     (folder / "s00/notes.txt").touch()
     with pytest.raises(TiaftError, match=r"notes\.txt \(not an image|holds other files"):
         CliRunner().invoke(command, [*map(str, arguments), "--overwrite"], catch_exceptions=False)
+
+
+def test_the_groups_of_a_manifest_are_the_patients_of_bags(study, tmp_path):
+    model, found = str(study / "base.safetensors"), read_tileset(study / "tiles", mpp=1.0)
+    tiles = found.subset(row for row, name in enumerate(found.labels) if name in ("s00", "s01"))
+    of_each = replace(tiles, groups=("P1",) * 9 + ("P2",) * 9)
+    stores = write_tile_stores(of_each, model, tmp_path, device="cpu")
+    assert [read_store(path).facts["patient"] for path in stores] == ["P1", "P2"]
+    mixed = replace(tiles, groups=("P1", "P2") * 9)
+    with pytest.raises(TiaftError, match=r"s00: its tiles are of several groups \(P1, P2\), and"):
+        write_tile_stores(mixed, model, tmp_path / "o", device="cpu")
 
 
 # What is said of it
@@ -379,10 +398,13 @@ def test_verdicts(low, high, words):
 
 def compared_to(tuned_scores, frozen_scores, folds=1):
     codes = np.arange(40) % 2
-    scores = [np.stack([-s, s], axis=1) for s in (frozen_scores, tuned_scores)]
+    scores = {
+        name: np.stack([-s, s], axis=1)
+        for name, s in (("frozen", frozen_scores), ("top-k", tuned_scores))
+    }
     groups = np.array([f"p{n // 2}" for n in range(40)])
     of = np.arange(40) // 2 % folds
-    found = held_out.HeldOut(("a", "b"), of, groups, groups, codes, *scores)
+    found = held_out.HeldOut(("a", "b"), of, groups, groups, codes, scores)
     return held_out.compare(found)
 
 
@@ -591,15 +613,15 @@ def test_bags_that_do_not_fit_are_refused_before_training(study, tmp_path):
 def test_doubts_are_told(study, tmp_path):
     attention = read_run(study / "run")
     keys = attention.keys.tolist()
-    ready = run.prepare(job_of(study, tmp_path, {"train": keys[:8], "val": keys[8:]}))
+    ready = prepare(job_of(study, tmp_path, {"train": keys[:8], "val": keys[8:]}))
     rows = [{"epoch": n, "split": "val", "accuracy": 0.5, "loss": 1.0 - n} for n in range(2)]
-    assert run._doubts(ready, loop.Progress(rows=rows)) == []
+    assert card.doubts_of(ready, Progress(rows=rows)) == []
     rows[1]["loss"] = 1.1
-    told = run._doubts(ready, loop.Progress(rows=rows))
-    assert len(told) == 1 and "no epoch was better than the frozen encoder" in told[0]
+    told = card.doubts_of(ready, Progress(rows=rows))
+    assert len(told) == 1 and "better than the frozen encoder, which is kept: more" in told[0]
     ready.net.card = replace(ready.net.card, classes=("a", "b"))
     del ready.sets["val"]
-    told = run._doubts(ready, loop.Progress())
+    told = card.doubts_of(ready, Progress())
     assert "not tuned with its features" in told[0] and "the last epoch is kept" in told[1]
 
 

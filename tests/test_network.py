@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -560,8 +561,56 @@ def assert_filled(net, dtype=torch.float32):
 def test_state_dicts_come_in_as_they_are_found(net, tmp_path, wrap, suffix):
     path = tmp_path / f"weights{suffix}"
     torch.save(wrap(donor().state_dict()), path)
-    assert init_part_a(net, str(path)) == f"Part A from weights{suffix}"
+    assert init_part_a(net, str(path)) == f"Part A from weights{suffix}, without its classifier"
     assert_filled(net)
+
+
+def published(backbone: str, before: str, head: str) -> tuple[nn.Module, dict]:
+    """torchvision's network without its head, and its weights as others publish them."""
+    torch.manual_seed(7)
+    own = getattr(torchvision.models, backbone)().eval()
+    setattr(own, head, nn.Identity())
+    cut = "features." if backbone == "densenet121" else ""
+    return own, {before + k.removeprefix(cut): v for k, v in own.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "before", "head", "besides", "told"),
+    [
+        # Ciga et al.'s SimCLR, with its projection; lunit's; KimiaNet.
+        ("resnet18", "model.resnet.", "fc", "model.resnet.fc.1.weight", "model.resnet.fc"),
+        ("resnet18", "", "fc", "", ""),
+        ("densenet121", "module.model.0.", "classifier", "module.fc_4.weight", "fc_4"),
+    ],
+    ids=["simclr", "lunit", "kimianet"],
+)
+def test_histology_weights_come_in_as_their_authors_name_them(
+    tmp_path, backbone, before, head, besides, told
+):
+    own, state = published(backbone, before, head)
+    more = {besides: torch.zeros(2, 3)} if besides else {}
+    torch.save({"state_dict": state | more}, tmp_path / "w.ckpt")
+    net = network(backbone, classes=(), hidden=())
+    source = init_part_a(net, str(tmp_path / "w.ckpt"))
+    assert source == "Part A from w.ckpt" + f", without its {told}" * bool(told)
+    tiles = some_tiles(2)
+    torch.testing.assert_close(net.features(tiles), own(net.normalise(tiles)), rtol=0, atol=1e-5)
+
+
+def test_weights_under_other_names_that_do_not_fit_are_refused(tmp_path):
+    _, state = published("resnet18", "model.resnet.", "fc")
+    path, net = tmp_path / "w.ckpt", network("resnet18", classes=(), hidden=())
+
+    def refused(tensors, text):
+        with pytest.raises(TiaftError, match=text):
+            fill_part_a(net, tensors, path)
+
+    lacking = {k: v for k, v in state.items() if not k.endswith("layer4.1.bn2.bias")}
+    refused(lacking, r"w\.ckpt does not fit resnet18: layer4\.1\.bn2\.bias, .* is missing")
+    odd = {**state, "model.resnet.layer4.2.conv1.weight": torch.zeros(1)}
+    refused(odd, r"resnet18, which has no model\.resnet\.layer4\.2\.conv1\.weight")
+    both = {f"{who}.{k}": v for k, v in state.items() for who in ("encoder_q", "encoder_k")}
+    refused(both, r"several networks that fit \(encoder_q\.model\.resnet\., encoder_k\..*: save")
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "0a1b2c"])  # the latter as hubs cache them
@@ -714,7 +763,8 @@ def test_real_weights_come_in(data):
         "mobilenetv2_100", tile_size=224, classes=(), hidden=(), backbone_args={"pad_type": "same"}
     )
     path = data / "weights/mobilenetv2_100.imagenet.safetensors"
-    assert init_part_a(net, str(path)) == "Part A from mobilenetv2_100.imagenet.safetensors"
+    found = init_part_a(net, str(path))
+    assert found == "Part A from mobilenetv2_100.imagenet.safetensors, without its classifier"
     own = timm.create_model("mobilenetv2_100", pretrained=False, pad_type="same").eval()
     own.load_state_dict(load_file(path))
     tiles = some_tiles(1, 224)

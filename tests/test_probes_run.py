@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tiaft_plugin.probes.interface import FeatureTable, Targets, sound
 from tiaft_plugin.probes.matching import match
 from tiaft_plugin.probes.outputs import FILES, refuse_results
 from tiaft_plugin.probes.reading import read_inputs
-from tiaft_plugin.probes.run import run_probe
+from tiaft_plugin.probes.run import run_probe, versions
 from tiaft_plugin.probes.tissue import Tissue
 from tiaft_plugin.probes.work import run_pieces
 
@@ -156,6 +157,25 @@ def test_ungrouped_folds_are_named_as_what_they_are():
     table = tiles()
     result = run_probe("tissue", [table], targets_of(table), permutations=0, grouped=False, **QUICK)
     assert any("results are too good" in text for text in result.summary["warnings"])
+
+
+def test_a_leak_control_that_is_left_out_is_named_where_there_could_be_one(tmp_path):
+    table = tiles()
+    given = {**QUICK, "permutations": 0, "leak_control": False}
+    result = run_probe("tissue", [table], targets_of(table), tmp_path / "o", **given)
+    assert {row["baseline"] for row in result.summary["baselines"]} == {"colour"}
+    assert "The leak control was left out" in (tmp_path / "o/report.html").read_text()
+    alone = replace(table, groups=table.keys)
+    result = run_probe("tissue", [alone], targets_of(alone), **given)
+    assert not any("leak control" in text for text in result.summary["warnings"])
+
+
+def test_a_library_of_a_probe_is_recorded_or_named():
+    probe = SimpleNamespace(libraries=("pluggy",))
+    assert versions(Registered("x", probe, {}, "mine"))["pluggy"]
+    probe.libraries = ("no-such-library",)
+    with pytest.raises(TiaftError, match="probe x names a library that is not installed, no-such"):
+        versions(Registered("x", probe, {}, "mine"))
 
 
 def test_rows_of_one_slide_have_no_interval_and_no_leak_control():

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,14 +15,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tiaft_extensions.transcriptomics.cli import transcriptomics as command
+from tiaft_extensions.transcriptomics.evaluate import measures
 from tiaft_extensions.transcriptomics.evaluate import run as evaluation
 from tiaft_extensions.transcriptomics.evaluate.embedding import flatten, read_embeddings
 from tiaft_extensions.transcriptomics.evaluate.features import FeatureCache
-from tiaft_extensions.transcriptomics.evaluate.finished import read_finished
+from tiaft_extensions.transcriptomics.evaluate.finished import read_finished, read_learnt
+from tiaft_extensions.transcriptomics.evaluate.held_out import run_held_out
 from tiaft_extensions.transcriptomics.evaluate.measures import (
     Measured,
     difference,
-    joint_weights,
+    gain_difference,
+    joint_draws,
     mean_difference,
     measured,
 )
@@ -29,8 +34,14 @@ from tiaft_extensions.transcriptomics.evaluate.rows import pooled_stores
 from tiaft_extensions.transcriptomics.evaluate.tasks import PEARSON, read_tasks
 from tiaft_plugin import TiaftError
 from tiaft_plugin.network import create_network, save_model
+from tiaft_plugin.probes.interface import FeatureTable, Targets
+from tiaft_plugin.probes.metrics import class_metrics
 from tiaft_plugin.probes.outputs import read_result
-from tiaft_plugin.probes.statistics import cluster_weights
+from tiaft_plugin.probes.statistics import cluster_weights, interval
+from tiaft_plugin.probes.tissue import Tissue
+from tiaft_plugin.zoo import names
+from tiaft_plugin.zoo.folder import add_model
+from tiaft_plugin.zoo.names import NamedModel
 
 TINY = "test_resnet"  # timm's own backbone for tests
 SLIDES, TILES, GENES = 12, 6, 6
@@ -212,6 +223,116 @@ def test_a_task_that_fails_stops_no_other_and_what_is_there_stays(world, done, m
     assert asked == ["short"]  # colour by base has been asked before
 
 
+def test_which_of_two_models_gained_more_is_told_and_of_one_task_that_it_is_one(
+    world, done, tmp_path
+):
+    out, other = tmp_path / "out", tmp_path / "other.safetensors"
+    shutil.copytree(done.out, out)
+    shutil.copy(world / "base.safetensors", other)
+    write(world / "one.csv", "task,tiles,level,patients,repeats", "colour,tiles,,patients.csv,2")
+    given = arguments(world, out, "--model", f"{other}={world / 'base.safetensors'}")
+    found = tiaft("evaluate", world / "one.csv", *given[2:])
+    assert found.code == 0, found.error + found.said
+    rows = {row["model"]: row for row in rows_of(out / "evaluation.csv")}
+    gain = rows_of(out / "gains.csv")
+    assert [(row["model"], row["other"], row["tasks"]) for row in gain] == [("other", "tuned", "1")]
+    lost = -float(rows["tuned"]["delta"])  # the other is the base itself, and gained nothing
+    assert float(gain[0]["difference"]) == pytest.approx(lost)
+    ends = [-float(rows["tuned"][name]) for name in ("delta_high", "delta_low", "delta_p")]
+    assert float(gain[0]["low"]) == pytest.approx(ends[0])
+    assert float(gain[0]["high"]) == pytest.approx(ends[1])
+    assert float(gain[0]["p"]) == pytest.approx(-ends[2]) and gain[0]["tasks_low"] == ""
+    assert "other − tuned, both from base" in found.said
+    assert found.said.count("(one task: no interval)") == 3  # two means and what is between them
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Which gained more" in page and "other − tuned, both from base" in page
+    told = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert told["gains"][0]["difference"] == pytest.approx(lost)
+    assert told["gains"][0]["tasks_p"] is None and told["tasks"][0]["rows"] == 72
+    assert rows_of(done.out / "gains.csv") == []  # one model with a base is held against none
+
+
+def test_a_data_sets_own_split_is_learnt_from_and_measured_once(world, done, tmp_path):
+    rng, out = np.random.default_rng(1), tmp_path / "out"
+    part = {slide: "Test" if slide >= 6 else "train" for slide in range(SLIDES)} | {0: ""}
+    labels = {f"{slide}-{tile}.png": "ab"[rng.integers(2)]
+              for slide in range(SLIDES) for tile in range(TILES)}  # fmt: skip
+    table = write(tmp_path / "parts.csv", "file,label,part", *(
+        f"{name},{label},{part[int(name.split('-')[0])]}" for name, label in labels.items()
+    ))  # fmt: skip
+    tasks = write(
+        tmp_path / "tasks.csv",
+        "task,tiles,labels,split,patients",
+        f"own,{world / 'tiles'},parts.csv,part,{world / 'patients.csv'}",
+        f"alone,{world / 'tiles'},parts.csv,part,",
+    )
+    shutil.copytree(done.out / "features", out / "features")
+    given = ["evaluate", tasks, *arguments(world, out)[2:]]
+    found = tiaft(*given)
+    assert found.code == 0, found.error + found.said
+    rows = {(row["task"], row["model"]): row for row in rows_of(out / "evaluation.csv")}
+    row = rows["own", "base"]
+    assert (row["rows"], row["patients"]) == ("36", "3")
+    with np.load(next((out / "features" / "base").glob("*.npz"))) as arrays:
+        keys, features = arrays["keys"].tolist(), arrays["features"]
+    slide = np.array([int(key.split("-")[0]) for key in keys])
+    classes = np.array([labels[key] for key in keys])
+    learnt, tested = (slide > 0) & (slide < 6), slide >= 6
+    scores = Tissue().fit(features[learnt], classes[learnt], slide[learnt], 0)(features[tested])
+    right = np.array(["a", "b"])[scores.argmax(axis=1)] == classes[tested]
+    recalls = [right[classes[tested] == name].mean() for name in "ab"]
+    assert float(row["value"]) == pytest.approx(np.mean(recalls)) and np.mean(recalls) < 1
+    weights = cluster_weights(np.array([f"p{n // 2}" for n in slide[tested]]), 100, 0)
+    codes = (classes[tested] == "b").astype(int)
+    draws = class_metrics(scores, codes, "ab", weights)["balanced accuracy", ""]
+    ends = float(row["low"]), float(row["high"])
+    assert ends == pytest.approx(interval(draws, 3, 1))  # of patients, with no folds to widen it
+    tuned = rows["own", "tuned"]
+    assert float(tuned["delta"]) == pytest.approx(float(tuned["value"]) - np.mean(recalls))
+    with np.load(next((out / "probes" / "own").glob("base-*/held_out.npz"))) as held:
+        assert "labels: 6 rows have no part of the split: left out" in held["warnings"].tolist()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "are learnt from its training rows" in page and "train and test" in page
+    made = {path: path.stat().st_mtime_ns for path in out.glob("probes/*/*/held_out.npz")}
+    assert tiaft(*given).code == 0 and len(made) == 4
+    assert made == {path: path.stat().st_mtime_ns for path in out.glob("probes/*/*/held_out.npz")}
+    text = table.read_text(encoding="utf-8")
+    for word, message in {
+        "val": f"row 2, task own: {table}: column part holds val: train and test are known, and",
+        "": "the split has no test row that has features",
+    }.items():
+        table.write_text(text.replace("Test", word), encoding="utf-8")
+        assert message in tiaft(*given).error
+    write(world / "parts.csv", *text.splitlines())
+    for line, message in {
+        "own,tiles,parts.csv,part,3,": "folds of which split? Column split takes their place",
+        "own,tiles,,part,,": "split part is a column of labels, and labels names no table",
+        "own,tiles,genes.csv,part,,mean Pearson": "split is for classes: mean Pearson is measured",
+    }.items():
+        wrong = write(world / "wrong.csv", "task,tiles,labels,split,folds,metric", line)
+        with pytest.raises(TiaftError, match=re.escape(message)):
+            read_tasks(wrong)
+
+
+def test_what_makes_a_split_look_better_than_it_is_is_said(tmp_path):
+    keys = np.array([f"k{n:02d}" for n in range(12)])
+    values = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    parts, groups = np.array(["train"] * 8 + ["test"] * 4), np.array(list("PQRSTUVWPQXY"))
+    table = FeatureTable("m", keys, values, groups, parts)
+    targets = Targets("classes", keys, np.array(list("abababababcc")), ("a", "b", "c"))
+    task = SimpleNamespace(level="tile", probe="tissue")
+    found = run_held_out(task, table, targets, tmp_path / "one", evaluation.Protocol(0, 100, 99))
+    said = "; ".join(found.warnings)
+    assert "2 patients stand in train and test, and results look better than they are: P, Q" in said
+    assert "classes of which no row is learnt from: c" in said
+    assert "labels are not permuted" in said and "fold" not in said
+    assert found.scores["m"].shape == (4, 3) and found.scores["m"].argmax(axis=1).max() < 2
+    alone = run_held_out(
+        task, replace(table, groups=None), targets, tmp_path / "two", evaluation.Protocol()
+    )
+    assert "no slide or patient is known of the rows: nothing says" in "; ".join(alone.warnings)
+
+
 def test_features_that_there_are_already_serve_by_the_models_name(world, done, tmp_path):
     for name in ("base", "tuned"):
         made = next((done.out / "features" / name).glob("*.npz"))
@@ -222,6 +343,18 @@ def test_features_that_there_are_already_serve_by_the_models_name(world, done, t
     assert tiaft(*given).code == 0
     (tmp_path / "base.npz").unlink()
     assert "base.npz: no such file or folder" in tiaft(*given).error
+
+
+def test_a_model_without_a_file_is_known_by_its_weights_or_by_versions(monkeypatch):
+    def of_plugin(seed):
+        net = create_network(TINY, init="random", tile_size=32, mpp=1.0, seed=seed)
+        model = NamedModel("m", "m", "features", 32, 1.0, (), load=lambda: net)
+        with monkeypatch.context() as patch:
+            patch.setattr(names, "find", lambda name: model)
+            return identity_of("m")
+
+    assert of_plugin(0) == of_plugin(0) != of_plugin(1)
+    assert f"resnet18, tiatoolbox {version('tiatoolbox')}, timm " in identity_of("resnet18")
 
 
 def of_numbers(value, draws, groups, folds=5) -> Measured:
@@ -245,10 +378,17 @@ def test_mean_pearson_is_that_of_the_genes_of_the_probes_table(done):
 
 def test_the_mean_over_tasks_is_plain_and_draws_shared_patients_once():
     alone, pair = np.array(list("abcd")), np.array(list("wxyz"))
-    weights = joint_weights([pair, alone, pair[::-1]], 50, 0)
-    assert weights[1] is None
-    assert np.array_equal(weights[0], weights[2][:, ::-1])  # the same patients in both tasks
-    chain = joint_weights([np.array(["a"]), np.array(["a", "b"]), np.array(["b"])], 50, 0)
+    drawn = joint_draws([pair, alone, pair[::-1]], 50, 0)
+    assert drawn[1] is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "BLOCK", 100)  # 25 draws at a time
+        one, other = (list(its.weights()) for its in (drawn[0], drawn[2]))
+    assert [its.shape for its in one] == [(25, 4), (25, 4)]
+    one, other = np.concatenate(one), np.concatenate(other)
+    assert np.array_equal(one, other[:, ::-1])  # the same patients in both tasks
+    both = cluster_weights(np.concatenate([pair, pair[::-1]]), 50, 0)
+    assert np.array_equal(np.concatenate([one, other], axis=1), both)
+    chain = joint_draws([np.array(["a"]), np.array(["a", "b"]), np.array(["b"])], 50, 0)
     assert all(each is not None for each in chain)
     rng = np.random.default_rng(0)
     groups = [np.array([f"{task}-{n}" for n in range(30)]) for task in range(3)]
@@ -261,7 +401,15 @@ def test_the_mean_over_tasks_is_plain_and_draws_shared_patients_once():
     assert found.patients.high - 0.3 == pytest.approx(widened, rel=0.05)
     spread = np.std([0.1, 0.2, 0.6], ddof=1) / np.sqrt(3) * 4.303  # t of 2
     assert found.tasks.high - 0.3 == pytest.approx(spread, rel=1e-3)
-    assert cluster_weights(pair, 50, 0).shape == weights[0].shape
+    less = [(of_numbers(0, 0 * n, g), of_numbers(0.1, 0.1 + n, g))  # all lose 0.1
+            for n, g in zip(noise, groups, strict=True)]  # fmt: skip
+    more = gain_difference(list(zip(pairs, less, strict=True)), 4000, 0)
+    assert more.value == pytest.approx(0.4) and more.tasks.high - 0.4 == pytest.approx(spread, 1e-3)
+    assert more.patients.high - 0.4 == pytest.approx(2 * widened, rel=0.05)  # both lean on noise
+    same = gain_difference([(pair, pair) for pair in pairs], 4000, 0)
+    assert (same.value, same.patients.p, same.tasks.p) == (0, 1, 1)
+    alone = gain_difference([(pairs[0], less[0])], 4000, 0)
+    assert alone.patients.low < alone.value < alone.patients.high and np.isnan(alone.tasks.low)
 
 
 def test_slides_are_extracted_once_and_a_patient_is_the_mean_of_its_tiles(tiny_model, tmp_path):
@@ -350,11 +498,24 @@ def test_patients_that_a_model_has_learnt_from_are_said_and_left_out(world, tune
     assert found.code == 0 and "has learnt from" not in found.said
     row = rows_of(tmp_path / "out" / "evaluation.csv")[0]
     assert (row["patients"], row["rows"], row["model"]) == ("3", "36", "run")
+    add_model("named", tuned_run / "model.safetensors")  # a copy knows of no run
+    given[3] = "named"
+    note = "named was fine-tuned on expression of patients that its file does not name: --leave-out"
+    assert note in tiaft(*given).said
+    found = tiaft(*given, "--leave-out", tuned_run)
+    assert found.code == 0 and "note: named" not in found.said
     write(world / "one.csv", "task,tiles,level", "colour,tiles,tile")  # slides stand for patients
     assert tiaft(*given, "--leave-out", tuned_run).code == 0
     row = rows_of(tmp_path / "out" / "evaluation.csv")[0]
     assert (row["patients"], row["rows"]) == ("6", "36")
     assert "has no slides.csv" in tiaft(*given, "--leave-out", world).error
+
+
+@pytest.mark.parametrize("text", ["", "slide,pa", "slide,patient,set\n", "slide,patient,set\na,b,"])
+def test_who_has_learnt_is_not_guessed_from_a_table_cut_short(tmp_path, text):
+    (tmp_path / "slides.csv").write_text(text)
+    with pytest.raises(TiaftError, match=r"slides.csv: columns slide, patient and set expected"):
+        read_learnt(tmp_path)
 
 
 def test_a_table_of_slides_that_lies_about_is_no_runs(world, tuned_run, tmp_path, monkeypatch):
@@ -423,6 +584,13 @@ def test_embeddings_are_drawn_side_by_side_the_same_each_time(texts):
         assert (texts / "one" / name).read_bytes() == (texts / "two" / name).read_bytes()
     with Image.open(texts / "one" / "embedding.png") as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.parametrize("values", [np.ones((6, 3)), np.arange(1.0, 7)[:, None]])
+def test_slides_that_differ_in_nothing_are_refused(values):  # scikit-learn's t-SNE crashes
+    alike = FeatureTable("alike", np.array(list("abcdef")), values)
+    with pytest.raises(TiaftError, match="alike makes no picture: its slides have one number each"):
+        flatten([alike])
 
 
 def test_what_cannot_be_drawn_is_said(texts, monkeypatch):

@@ -11,7 +11,6 @@ from PIL import Image
 from tiaft_extensions.transcriptomics.tune.bags import FeatureBags, cache_stores, read_chunk
 from tiaft_extensions.transcriptomics.tune.cached import Cache
 from tiaft_extensions.transcriptomics.tune.finetuner import OnExpression
-from tiaft_extensions.transcriptomics.tune.gradcache import backward_whole
 from tiaft_extensions.transcriptomics.tune.losses import (
     Contrastive,
     Direct,
@@ -21,8 +20,10 @@ from tiaft_extensions.transcriptomics.tune.losses import (
 )
 from tiaft_extensions.transcriptomics.tune.run import run_job
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
-from tiaft_extensions.transcriptomics.tune.towers import Encoder, ImageTower, trained_modules
+from tiaft_extensions.transcriptomics.tune.towers import ImageTower, trained_modules
 from tiaft_plugin import TiaftError
+from tiaft_plugin.finetune.encoder import Encoder
+from tiaft_plugin.finetune.gradcache import backward_whole
 from tiaft_plugin.finetune.interface import FinetuneJob, Samples
 from tiaft_plugin.network import create_network, load_model, save_model
 
@@ -58,18 +59,6 @@ def test_the_gradient_in_chunks_is_that_of_the_whole_batch(kind, pooling):
         assert found.item() == pytest.approx(loss.item(), rel=1e-12)
         for one, other in zip(gradients(tower, objective), wanted, strict=True):
             assert torch.allclose(one, other, rtol=1e-6, atol=1e-12)
-
-
-def test_dropout_draws_the_same_in_both_passes():
-    torch.manual_seed(0)
-    layer = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5)).train()
-    parts = list(torch.randn(4, 2, 3))
-    backward_whole(layer, parts, lambda every: every.square().sum(), seed=5)
-    wanted = torch.zeros_like(layer[0].bias)
-    for number, part in enumerate(parts):  # the gradient of what the first pass drew
-        torch.manual_seed(5 + number + 1)
-        wanted += torch.autograd.grad(layer(part).square().sum(), layer[0].bias)[0]
-    assert torch.allclose(layer[0].bias.grad, wanted)
 
 
 def test_the_contrastive_loss_is_clips_without_a_patients_own_slides():
@@ -299,11 +288,13 @@ def test_a_frozen_encoder_stays_in_eval_mode(base):
     assert all(parameter.requires_grad for parameter in net.part_a.parameters())
 
 
-def test_the_command_goes_from_tiles_and_a_table_to_a_model(slides, base, tmp_path):
+def test_the_command_goes_from_tiles_and_a_table_to_a_model(slides, base, tmp_path, monkeypatch):
     import pandas as pd
     from click.testing import CliRunner
 
     from tiaft_extensions.transcriptomics.cli import transcriptomics as command
+    from tiaft_extensions.transcriptomics.tune import outputs
+    from tiaft_plugin.zoo.folder import names as registered
 
     train, _ = slides
     lines = ["file,label,group"]
@@ -327,6 +318,16 @@ def test_the_command_goes_from_tiles_and_a_table_to_a_model(slides, base, tmp_pa
     result = CliRunner().invoke(command, [str(a) for a in arguments])
     assert "slides.csv exists already" in str(result.exception)
     (out / "slides.csv").unlink()
+
+    def killed(*given):
+        save_model(*given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # at the instant when the last file is there
+        patch.setattr(outputs, "save_model", killed)
+        CliRunner().invoke(command, [str(a) for a in arguments])
+    written = {name: (out / name).read_bytes() for name in ("slides.csv", "unmatched.csv")}
+    assert (out / "model.safetensors").exists() and registered() == []
     result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "22 of 24 slides have a sample, of 11 patients" in result.output
@@ -335,8 +336,8 @@ def test_the_command_goes_from_tiles_and_a_table_to_a_model(slides, base, tmp_pa
     assert load_model(out / "model.safetensors").card.backbone == f"{TINY}:projected"
     unmatched = {(row["what"], row["which"]) for row in rows_of(out / "unmatched.csv")}
     assert {("sample", "nobody"), ("slide", "slide18"), ("slide", "slide19")} == unmatched
-    from tiaft_plugin.zoo.folder import names as registered
-
+    assert len(rows_of(out / "slides.csv")) == 22
+    assert written == {name: (out / name).read_bytes() for name in written}
     assert registered() == ["tuned"]
 
     tidy = tmp_path / "tidy"

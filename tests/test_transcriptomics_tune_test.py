@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from click.testing import CliRunner
 from conftest import tiaft
 from processes import Process
 from scipy import stats
 from test_histotransfer_mil import make_store
-from test_transcriptomics_tune import TINY, gradients, job_of, planted, rows_of
+from test_transcriptomics_tune import TINY, job_of, planted, rows_of
 
-from tiaft_extensions.transcriptomics.tune.gradcache import backward_whole
-from tiaft_extensions.transcriptomics.tune.losses import Contrastive, Direct
+from tiaft_extensions.transcriptomics.cli import transcriptomics as command
 from tiaft_extensions.transcriptomics.tune.run import run_job
 from tiaft_extensions.transcriptomics.tune.samples import split_patients
 from tiaft_extensions.transcriptomics.tune.scores import (
@@ -28,14 +27,15 @@ from tiaft_extensions.transcriptomics.tune.scores import (
     ranks_of,
     retrieval_scores,
 )
-from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
-from tiaft_extensions.transcriptomics.tune.towers import ImageTower
 from tiaft_plugin import TiaftError
+from tiaft_plugin.cli.models import models
 from tiaft_plugin.files import sha256_of
 from tiaft_plugin.network import create_network, load_model, save_model
+from tiaft_plugin.network.weights import sha256_of_weights
 
 RESULTS = ("model.safetensors", "heads.safetensors", "metrics.csv", "genes.csv", "test.csv",
-           "test.json", "test.npz", "left_out.csv", "report.html")  # fmt: skip
+           "test.json", "test.npz", "left_out.csv", "slides.csv", "unmatched.csv",
+           "report.html")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -162,41 +162,6 @@ def test_planted_genes_are_told_and_found_and_null_genes_are_not(cohort, base, t
         again = run_job(other, objective)
         heads = (its.model.with_name("heads.safetensors") for its in (result, again))
         assert len({head.read_bytes() for head in heads}) == 1
-
-
-@pytest.mark.parametrize("kind", ["direct", "contrastive"])
-def test_the_gradient_of_two_processes_is_that_of_one(kind):
-    """Each has its own slides and the embeddings of all; what they give is added up."""
-    torch.manual_seed(0)
-    tower = ImageTower(12, TuneSettings(head="mlp", width=8)).double()
-    objective = Direct(8, 20) if kind == "direct" else Contrastive(8, 20, 16)
-    objective.double().eval()
-    tiles, there = torch.randn(7, 5, 12).double(), torch.ones(7, 5, dtype=torch.bool)
-    expression, patients = torch.randn(7, 20).double(), torch.tensor([0, 0, 1, 2, 2, 3, 4])
-
-    def loss_of(every):
-        return objective(every, expression, patients)
-
-    loss_of(tower(tiles, there)).backward()
-    wanted = gradients(tower), gradients(objective)
-    sums = [torch.zeros_like(value) for value in wanted[0]]
-    with torch.no_grad():
-        all_of_them = tower(tiles, there)
-    for own in (np.arange(4), np.arange(4, 7)):
-        tower.zero_grad(), objective.zero_grad()
-        chunks = [own[start : start + 2] for start in range(0, len(own), 2)]
-        backward_whole(
-            lambda part: tower(tiles[part], there[part]),
-            chunks,
-            loss_of,
-            first=int(own[0]),
-            gather=lambda mine, own=own: (all_of_them.clone(), slice(own[0], own[-1] + 1)),
-        )
-        sums = [total + part for total, part in zip(sums, gradients(tower), strict=True)]
-        for one, other in zip(gradients(objective), wanted[1], strict=True):
-            assert torch.allclose(one, other, rtol=1e-6, atol=1e-12)
-    for one, other in zip(sums, wanted[0], strict=True):
-        assert torch.allclose(one, other, rtol=1e-6, atol=1e-12)
 
 
 @pytest.fixture(scope="module")
@@ -360,3 +325,24 @@ def test_stores_that_cannot_be_learnt_from_are_named(stores, base, tmp_path):
     other = save_model(net, tmp_path / "other.safetensors")
     another(np.ones((5, width)))
     assert "has features of model m, not of" in refused("--init", other)
+
+
+def test_features_after_hidden_layers_are_refused_and_the_way_out_is_one(stores, base, tmp_path):
+    """As wide as the encoder's own: by their width alone they would pass for these."""
+    width = load_model(base).feature_width
+    net = create_network(TINY, "ab", init=str(base), tile_size=32, mpp=0.5, hidden=(width,))
+    hidden = save_model(net, tmp_path / "hidden.safetensors")
+    for number in range(20):
+        make_store(tmp_path / "stores" / f"slide-{number:02d}.zarr", np.ones((2, width), "float32"),
+                   patient=f"patient-{number:02d}", model=sha256_of(hidden))  # fmt: skip
+    shutil.copy(stores / "expression.csv", tmp_path)
+    refused = CliRunner().invoke(command, arguments(tmp_path, hidden, tmp_path / "out")[1:])
+    assert str(refused.exception).partition(".zarr has ")[2] == (
+        f"features after the hidden layers of {hidden}, which a tuned model has no more: give "
+        "tiles, or features by the encoder alone (`tiaft models create FILE --init "
+        f"{hidden} --tile-size 32 --mpp 0.5` makes it)"
+    )
+    encoder = tmp_path / "encoder.safetensors"
+    told = ["create", encoder, "--init", hidden, "--tile-size", 32, "--mpp", 0.5]
+    assert CliRunner().invoke(models, [str(each) for each in told]).exit_code == 0
+    assert sha256_of_weights(load_model(encoder).part_a) == sha256_of_weights(net.part_a)

@@ -1,17 +1,19 @@
 """Writing files so that nobody ever finds half of one, and telling files apart."""
 
+import csv
 import errno
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tiaft_plugin.errors import Stopped, TiaftError
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @contextmanager
@@ -40,9 +42,19 @@ def write_atomically(path: Path | str, *, overwrite: bool = True) -> Iterator[Pa
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise Stopped(f"{path} cannot be written: {error.strerror}") from error
+        if error.errno is None and str(error).endswith(" written"):  # as numpy has it
+            raise Stopped(f"{path} cannot be written ({error}): is the disk full?") from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: Path | str, header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table, atomically: UTF-8, commas, lines that end in a line feed."""
+    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 @contextmanager
@@ -63,6 +75,10 @@ def write_folder_atomically(path: Path | str, *, overwrite: bool = False) -> Ite
             shutil.rmtree(path)
         temporary.rename(path)
         _fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno in DISK_ERRORS:  # of a file that is gone by now, or of none
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,6 +108,12 @@ def refuse_existing(path: Path) -> None:
     """Raise if `path` exists: nothing is overwritten unless asked."""
     if Path(path).exists():
         raise TiaftError(f"{path} exists already: choose another name, or pass --overwrite")
+
+
+def refuse_among_tiles(out: Path, tiles: Path) -> None:
+    """Raise if `out` lies in a folder of tiles: it would be read as a class or slide of theirs."""
+    if not any(tiles.glob("*.zarr")) and out.resolve().is_relative_to(tiles.resolve()):
+        raise TiaftError(f"{out} lies among the tiles of {tiles}: choose another --out")
 
 
 def refuse_unwritable(path: Path) -> None:

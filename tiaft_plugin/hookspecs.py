@@ -53,6 +53,7 @@ def register_aggregators(register):
     ``aggregate(features, slides)`` gets all tiles of a patient, (n, D) float32, and the slide of
     each, (n,) text; it returns (E,) numbers, as many for every patient. With ``target="WHAT"`` it
     is made: ``aggregate(path)`` returns it, for what a person named (``--aggregate name=WHAT``).
+    One with a method ``check(models)`` is asked before: what it was not made for, it refuses.
     """
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_atomically, write_csv
 
 MPP, SIDE = 0.495, 150  # of the tiles, µm/px and px
 COLUMNS, ROWS = 8, 5  # tiles of a slide
@@ -119,17 +119,9 @@ def _write_tables(
     ]
     patients = [(name, f"patient-{bag.patient}") for name, bag in named]
     labels = [(name, "tumour" if bag.positive else "none") for name, bag in named]
-    _write(folder / "truth.csv", ("slide", "column", "row"), places)
-    _write(folder / "patients.csv", ("slide", "patient"), patients)
-    _write(folder / "labels.csv", ("slide", "label"), labels)  # last: whoever finds it finds all
-
-
-def _write(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with (
-        write_atomically(path) as part,
-        part.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    write_csv(folder / "truth.csv", ("slide", "column", "row"), places)
+    write_csv(folder / "patients.csv", ("slide", "patient"), patients)
+    write_csv(folder / "labels.csv", ("slide", "label"), labels)  # last: whoever finds it finds all
 
 
 if __name__ == "__main__":

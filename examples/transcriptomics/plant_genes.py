@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_atomically, write_csv
 
 # The split of the source images that shares the tissues out most evenly.
 HALVES = {"learn": ("01", "03", "04", "06", "08"), "new": ("02", "05", "07", "09", "10")}
@@ -101,21 +101,22 @@ def plant(data: Path, out: Path, seed: int) -> None:
         bags, mixes = draw_bags(pools, PATIENTS[half], BAG, rng)
         patients = [MADE_UP.format(len(planted) + n + 1) for n in range(len(bags))]
         rows = list(_link(out / "tiles", patients, [[files[row] for row in bag] for bag in bags]))
-        _write(out / f"{half}.csv", ("file", "label", "group"), rows)
+        write_csv(out / f"{half}.csv", ("file", "label", "group"), rows)
         signal = signal_of(mixes, weights)
         scale = scale or (signal.mean(axis=0), signal.std(axis=0))
         planted |= dict(zip(patients, express(signal, scale, rng), strict=True))
         print(f"{half}: {len(patients)} patients, {len(rows)} tiles")
     names = gene_names()
     for name, its in (("genes", names), ("mix", names[:SIGNAL]), ("null", names[SIGNAL:])):
-        _write(out / f"{name}.txt", (), [[gene] for gene in its])
+        with write_atomically(out / f"{name}.txt") as part:
+            part.write_text("".join(f"{gene}\n" for gene in its), encoding="utf-8")
     _write_expression(out / "expression.tsv.gz", planted, np.random.default_rng((seed, 8)))
     here = np.flatnonzero(inside & np.isin(labels, TISSUES))
     tiles = [(files[row], labels[row], sources[row]) for row in here.tolist()]
-    _write(out / "tissue.csv", ("file", "label", "group"), tiles)
+    write_csv(out / "tissue.csv", ("file", "label", "group"), tiles)
     stroma = mixes[:, TISSUES.index("02_STROMA")]
     more = (stroma > np.median(stroma)).tolist()
-    _write(  # last: whoever finds it finds all
+    write_csv(  # last: whoever finds it finds all
         out / "stroma.csv",
         ("slide", "label"),
         [
@@ -160,14 +161,6 @@ def _write_expression(path: Path, planted: dict[str, np.ndarray], rng: np.random
     writer.writerows([name, *row] for name, row in zip(names, rows, strict=True))
     with write_atomically(path) as part:
         part.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-
-
-def _write(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with (
-        write_atomically(path) as part,
-        part.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file, lineterminator="\n").writerows([head, *rows] if head else rows)
 
 
 if __name__ == "__main__":

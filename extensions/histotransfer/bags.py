@@ -135,8 +135,6 @@ def read_bags(
     name: str,
     unit: Unit = "patient",
     patients: Mapping[str, str] | None = None,
-    *,
-    verbose: bool | None = None,
 ) -> FeatureTable:
     """Return the bags of the store, or of all stores in the folder, at `path`: a row a bag.
 
@@ -158,7 +156,7 @@ def read_bags(
     if not kept:
         raise TiaftError(f"{where}: no store has a tile")
     source = source_of([store for its in kept.values() for store in its])
-    features, colour = _measured(kept, name, verbose)
+    features, colour = _measured(kept, name)
     return FeatureTable(
         name,
         np.array(list(kept)),
@@ -196,16 +194,14 @@ def _by_slide(where: str, stores: Sequence[Store]) -> dict[str, list[Store]]:
     return found
 
 
-def _measured(
-    grouped: Mapping[str, Sequence[Store]], name: str, verbose: bool | None
-) -> tuple[Bags, Bags | None]:
+def _measured(grouped: Mapping[str, Sequence[Store]], name: str) -> tuple[Bags, Bags | None]:
     """Read all stores once, chunk by chunk; return bags of features, and of colours if all have."""
     stores = [store for its in grouped.values() for store in its]
     with_colour = all(store.colour is not None for store in stores)
     arrays = ("features", "colour") if with_colour else ("features",)
     sums: dict[str, list[np.ndarray]] = {array: [] for array in arrays}
     bags = []
-    with progress(sum(map(len, stores)), name, wanted=verbose) as bar:
+    with progress(sum(map(len, stores)), name, wanted=None) as bar:
         for key, its in grouped.items():
             paths, counts = tuple(store.path for store in its), tuple(map(len, its))
             slides = tuple(store.facts["slide"]["name"] for store in its)

@@ -38,6 +38,7 @@ class Mil:
     title = "Classes of slides or patients, by attention over their tiles"
     defaults = {"repeats": 3}  # noqa: RUF012  # times that everything is split anew
     options = OPTIONS
+    libraries = ("torch", "lightning")
 
     def __init__(self, **settings: Any) -> None:
         self._recipe = recipe = Recipe(**settings)

@@ -1,5 +1,6 @@
 """Attention that was learnt on one cohort as a way from tiles to patients of another."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,17 @@ class AttentionPooling:
         self.heads = run.heads()
         self.known = {Path(store).stem for store in run.stores}
         self.known |= {*run.keys.tolist(), *run.groups.tolist()}
+
+    def check(self, models: Sequence[Mapping[str, str]]) -> None:
+        """Raise TiaftError for features of another model than the run's."""
+        known = {model["sha256"] for model in self.run.models}
+        other = next((model for model in models if known and model["sha256"] not in known), None)
+        if other is not None:
+            own = " or ".join(map(_called, self.run.models))
+            raise TiaftError(
+                f"features are of the model {_called(other)}, the attention of {self.run.folder} "
+                f"is for those of {own}: extract with that one"
+            )
 
     def __call__(self, features: np.ndarray, slides: np.ndarray) -> np.ndarray:
         """Return the weighted mean (D,) float64 of tiles (n, D), averaged over heads.
@@ -57,6 +69,10 @@ class AttentionPooling:
         with torch.no_grad():
             raw = [head.net.attend(head.net.encode(tiles)).double() for head in self.heads]
         return torch.stack(raw).softmax(1).mean(0).numpy()
+
+
+def _called(model: Mapping[str, str]) -> str:
+    return f"{model['name']} (SHA-256 {model['sha256'][:16]})"
 
 
 def pooling_by(place: Path) -> AttentionPooling:

@@ -1,5 +1,6 @@
 """Bags that were never slides: a folder of tiles each, as feature stores like any other's."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from tiaft_plugin.engine.store import (
     write_chunk,
 )
 from tiaft_plugin.engine.tile_features import ExtractedTiles, extract_tiles
-from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import refuse_unwritable
+from tiaft_plugin.errors import Stopped, TiaftError
+from tiaft_plugin.files import DISK_ERRORS, refuse_unwritable
 from tiaft_plugin.tiles.tileset import TileSet
+from tiaft_plugin.tiles.words import some
 
 
 def write_tile_stores(
@@ -32,10 +34,10 @@ def write_tile_stores(
 ) -> list[Path]:
     """Write a feature store for each folder of a tile set, called as the folder is; return them.
 
-    `model` is a name or model file, of the tiles' size; `patients` maps folders to patients; `how`
-    are `extract_tiles`' batch_size, device, workers and stain. A store's slide is the folder: it
-    has its name and fingerprint, and its tiles stand side by side in the order of their names.
-    Raises TiaftError.
+    `model` is a name or model file, of the tiles' size; `patients` maps folders to patients, else
+    the tiles' groups do; `how` are `extract_tiles`' batch_size, device, workers and stain. A
+    store's slide is the folder: it has its name and fingerprint, and its tiles stand side by side
+    in the order of their names. Raises TiaftError.
     """
     if tiles.mpp is None:
         raise TiaftError(f"{tiles.root}: the tiles' µm/px is not known: pass --mpp")
@@ -43,6 +45,9 @@ def write_tile_stores(
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
         raise TiaftError(f"{tiles.root}: two folders have one name: a folder is a bag here")
+    place, root = out.resolve(), tiles.root.resolve()
+    if place == root or any(place.is_relative_to(folder.resolve()) for folder in folders):
+        raise TiaftError(f"{out} is where the tiles are: choose another folder for their stores")
     if not overwrite and (there := [n for n in names if (out / f"{n}.zarr").exists()]):
         raise TiaftError(
             f"{out / there[0]}.zarr exists already: choose another folder, or pass --overwrite"
@@ -54,6 +59,8 @@ def write_tile_stores(
                 f"{folder} holds other files than its {listed} tiles: a bag is a folder of its "
                 "own, with images only"
             )
+    known = dict(patients or {})
+    whose = {each: patient_of(each, known) for each in folders} if known else _groups(tiles)
     refuse_unwritable(out)
     found = extract_tiles(tiles, model, **how)
     about = found.about["tiles"]
@@ -64,16 +71,31 @@ def write_tile_stores(
         )
     parents = np.array([str((tiles.root / key).parent) for key in found.keys.tolist()])
     return [
-        _write(folder, parents == str(folder), found, patients, out, overwrite)
+        _write(folder, parents == str(folder), found, whose.get(folder), out, overwrite)
         for folder in folders
     ]
+
+
+def _groups(tiles: TileSet) -> dict[Path, str | None]:
+    """Return the group of each folder's tiles, for a patient. Raises TiaftError for several."""
+    found: dict[Path, set[str]] = {}
+    for file, group in zip(tiles.files, tiles.groups, strict=True):
+        if group is not None:
+            found.setdefault(file.parent, set()).add(group)
+    for folder, groups in found.items():
+        if len(groups) > 1:
+            raise TiaftError(
+                f"{folder}: its tiles are of several groups ({some(sorted(groups))}), and a bag is "
+                "of one patient: name them, --patients"
+            )
+    return {folder: groups.pop() for folder, groups in found.items()}
 
 
 def _write(
     folder: Path,
     rows: np.ndarray,
     found: ExtractedTiles,
-    patients: Mapping[str, str] | None,
+    patient: str | None,
     out: Path,
     overwrite: bool,
 ) -> Path:
@@ -102,7 +124,6 @@ def _write(
         "precision": "float32",
         "stain_normalisation": about["stain_normalisation"],
     }
-    patient = patient_of(folder, dict(patients or {}))
     circumstances = {name: about[name] for name in ("batch_size", "threads", "device", "versions")}
     facts = describe(settings, patient=patient, seed=None, **circumstances)
     x = np.arange(count) * size
@@ -117,9 +138,15 @@ def _write(
         overwrite=overwrite,
     )
     features, colour = found.features[rows], found.colour[rows]
-    for number in range(-(-count // CHUNK_ROWS)):
-        chunk = chunk_slice(number, CHUNK_ROWS)
-        write_chunk(group, number, features[chunk], {"colour": colour[chunk]})
+    try:
+        for number in range(-(-count // CHUNK_ROWS)):
+            chunk = chunk_slice(number, CHUNK_ROWS)
+            write_chunk(group, number, features[chunk], {"colour": colour[chunk]})
+    except BaseException as error:
+        shutil.rmtree(path, ignore_errors=True)  # no run goes on with half of it
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise Stopped(f"{path} cannot be written: {error.strerror}") from error
+        raise
     return path
 
 

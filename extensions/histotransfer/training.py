@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def train(
         _loader(bags, codes, learning, np.random.default_rng([seed, 1])),
         _loader(bags, codes, np.flatnonzero(choosing), None),
     ]
-    with _quiet(), _one_thread(), _own_chance(seed):
+    with _quiet(), _one_thread(), _own_chance(seed), _interruptible():
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             accelerator="cpu",
@@ -170,6 +171,19 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Hand on Ctrl-C, which Lightning makes an exit of its own, and is deaf to from then on."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from end
 
 
 @contextmanager

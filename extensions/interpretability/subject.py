@@ -228,27 +228,28 @@ def device_of(subject: Subject) -> torch.device:
 
 
 def variants(
-    subject: Subject, pretrained: str | Path | None = None, seed: int = 0
+    subject: Subject, pretrained: str | Path | None = None, seed: int = 0, *, needed: bool = False
 ) -> dict[str, Subject]:
     """Return the subject with other weights: ``random``, ``pretrained``; itself is ``fine-tuned``.
 
     Random weights are those of a new network (`seed`); pretrained are of the file `pretrained`,
     or timm's ImageNet weights, with a random Part B; "none" leaves them out. A plug-in's network
-    has pretrained weights only where a file of them is given. Raises TiaftError.
+    has pretrained weights only where a file of them is given; where they are `needed`, no message
+    offers "none". Raises TiaftError.
     """
     found = {RANDOM: replace(subject, network=_random(subject, seed))}
     wanted = str(pretrained) if pretrained else None
     if wanted != NO_PRETRAINED and (wanted or isinstance(subject.network, Network)):
         network = _random(subject, seed)
         if isinstance(network, Network):
-            _fill(network, wanted)
+            _fill(network, wanted, needed)
         else:
             _fill_plugin(network, str(wanted))
         found[PRETRAINED] = replace(subject, network=network)
     return {**found, FINE_TUNED: subject}
 
 
-def _fill(network: Network, wanted: str | None) -> None:
+def _fill(network: Network, wanted: str | None, needed: bool) -> None:
     what = f"--pretrained {wanted}" if wanted else "pretrained weights"
     if wanted == RANDOM:
         raise TiaftError(f"{what}: a network with random weights is there anyway: name a file")
@@ -257,7 +258,8 @@ def _fill(network: Network, wanted: str | None) -> None:
     except TiaftError as error:
         text = str(error).replace(", or --init random", "").replace(", random nor", " nor")
         text = text.replace("--init", "--pretrained").removeprefix(f"{what}: ")
-        raise TiaftError(f"{what}: {text} (--pretrained {NO_PRETRAINED} goes without)") from error
+        without = "" if needed else f" (--pretrained {NO_PRETRAINED} goes without)"
+        raise TiaftError(f"{what}: {text}{without}") from error
 
 
 def _fill_plugin(network: nn.Module, wanted: str) -> None:

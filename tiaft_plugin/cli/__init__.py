@@ -74,12 +74,12 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # µ must not fail where a console lacks it
-    quiet_tiatoolbox()
     sys.exit(_run(args))
 
 
 def _run(args: Sequence[str] | None) -> int:
     try:
+        quiet_tiatoolbox()
         return cli.main(args, prog_name="tiaft", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()

@@ -77,6 +77,11 @@ _COMMON = together(
         help="Of the labels by group; 99 or more, or 0 for none.",
     ),
     click.option(
+        "--no-leak-control",
+        is_flag=True,
+        help="Leave out the control for leaks, which trains 20 times for each feature set.",
+    ),
+    click.option(
         "--draws",
         type=click.IntRange(min=100),
         default=2000,
@@ -205,6 +210,7 @@ def _run(name: str, thing: Any, features: tuple[str, ...], **given: Any) -> None
     from tiaft_plugin.probes.run import run_probe
 
     out, grouped = given.pop("out"), not given.pop("ungrouped")
+    given["leak_control"] = not given.pop("no_leak_control")
     reading = ("labels", "patients", "aggregate", "genes", "transform")
     inputs = {option: given.pop(option) for option in reading if option in given}
     own = {option: given.pop(option) for option in _names(getattr(thing, "options", ()))}

@@ -83,10 +83,15 @@ def read_patients(path: Path) -> dict[str, str]:
     """Read a table with columns slide and patient: the patient of each slide's name or stem."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            table = csv.DictReader(file)
+            rows, names = list(table), list(table.fieldnames or ())
+        if any(names.count(name) != 1 for name in ("slide", "patient")):
+            raise ValueError("columns")
         pairs = [(Path(row["slide"]).name, row["patient"].strip()) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise TiaftError(f"{path}: a CSV table with columns slide and patient expected") from error
+    if not pairs:
+        raise TiaftError(f"{path} names no patient: it has no rows but its header")
     patients: dict[str, str] = {}
     for slide, patient in pairs:
         if not patient:
@@ -103,7 +108,7 @@ def patient_of(slide: Path, patients: dict[str, str]) -> str | None:
     for key in (slide.name, slide.stem):
         if key in patients:
             return patients[key]
-    raise TiaftError(f"{slide.name} is not in the table of patients")
+    raise TiaftError(f"{slide.name} is not in the table of patients: add it")
 
 
 def _files_in(path: Path) -> list[Path]:

@@ -91,11 +91,26 @@ class Store:
         return self.values.shape[0]
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Give (bounds (n, 4) float64 in baseline pixels, values (n, D)) chunk by chunk."""
-        for start in range(0, len(self), self.facts["chunk_rows"]):
-            rows = slice(start, start + self.facts["chunk_rows"])
-            bounds = np.asarray(self.coordinates[rows]) * np.tile(self.scale, 2)
-            yield bounds, np.asarray(self.values[rows])
+        """Give (bounds (n, 4) float64 in baseline pixels, values (n, D)) chunk by chunk.
+
+        Raises TiaftError for what is not what was written.
+        """
+        group, every = open_sound(self.path), self.bounds()
+        for number in range(group["chunk_crc32"].shape[0]):
+            if not is_written(group, number):
+                raise _damaged(self.path, number)
+            rows = chunk_slice(number, self.facts["chunk_rows"])
+            yield every[rows], np.asarray(self.values[rows])
+
+    def bounds(self) -> np.ndarray:
+        """Return where all tiles lie, (N, 4) float64 in baseline pixels. Raises TiaftError."""
+        try:
+            coordinates, tissue = np.asarray(self.coordinates[:]), np.asarray(self.tissue[:])
+        except Exception as error:  # as in is_written
+            raise _misplaced(self.path) from error
+        if self.facts["tiles_sha256"] != _hash_of_tiles(coordinates, tissue):
+            raise _misplaced(self.path)
+        return coordinates * np.tile(self.scale, 2)
 
     def tile_ids(self, bounds: np.ndarray) -> list[UUID]:
         """Return a UUID for each tile, from slide, grid and model: the same in every run."""
@@ -125,18 +140,9 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
             "again, it goes on where it stopped"
         )
     values = group[ARRAYS[facts["kind"]]]
-    if verify:
-        if facts["tiles_sha256"] != _hash_of_tiles(group["coordinates"][:], group["tissue"][:]):
-            raise TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
-        for number in range(group["chunk_crc32"].shape[0]):
-            if not is_written(group, number):
-                raise TiaftError(
-                    f"{path} is damaged: chunk {number} is not what was written; run the same "
-                    "command again, it writes that chunk anew"
-                )
     beside = {name: group[name] for name in beside_of(facts)}
     timing = timing_of(group)
-    return Store(
+    store = Store(
         path,
         facts["kind"],
         values,
@@ -146,6 +152,10 @@ def read_store(path: Path | str, *, verify: bool = False) -> Store:
         **beside,
         timing=timing,
     )
+    if verify:
+        for _ in store.blocks():
+            pass
+    return store
 
 
 def open_for_writing(
@@ -193,7 +203,7 @@ def _go_on(path: Path, facts: dict[str, Any]) -> Group:
         )
     group: Group = zarr.open_group(path, mode="r+")
     if _hash_of_tiles(group["coordinates"][:], group["tissue"][:]) != found["tiles_sha256"]:
-        raise TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
+        raise _misplaced(path)
     if found["tiles_sha256"] != facts["tiles_sha256"]:
         raise TiaftError(
             f"{path} has other tiles than grid and mask give now: TIAToolbox, or another library, "
@@ -320,6 +330,17 @@ def _crc32(arrays: Sequence[np.ndarray]) -> int:
     for array in arrays:
         crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
     return crc
+
+
+def _damaged(path: Path, number: int) -> TiaftError:
+    return TiaftError(
+        f"{path} is damaged: chunk {number} is not what was written; run the same command again, "
+        "it writes that chunk anew"
+    )
+
+
+def _misplaced(path: Path) -> TiaftError:
+    return TiaftError(f"{path} is damaged (coordinates): --overwrite makes it anew")
 
 
 def _hash_of_tiles(coordinates: np.ndarray, tissue: np.ndarray) -> str:

@@ -1,14 +1,13 @@
 """The files of a run: models, tables of metrics and of held-out tiles, and the report."""
 
-import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from tiaft_plugin.errors import reason
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_atomically, write_csv
 from tiaft_plugin.finetune.baseline import ColourBaseline, colour_baseline
 from tiaft_plugin.finetune.evaluation import Evaluation
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
@@ -129,7 +128,7 @@ def _write_metrics(path: Path, results: Sequence[StageResult]) -> None:
         given = {name: row.get(name) for name in COLUMNS}
         numbers = {n: _number(given[n]) for n in ("loss", "accuracy", "balanced_accuracy", "lr")}
         rows.append((given | numbers | {"seconds": f"{row['seconds']:.3f}"}).values())
-    _write_table(path, COLUMNS, rows)
+    write_csv(path, COLUMNS, rows)
 
 
 def _write_held_out(out: Path, last: StageResult, sets: Sets, held_out: Compared | None) -> None:
@@ -138,17 +137,17 @@ def _write_held_out(out: Path, last: StageResult, sets: Sets, held_out: Compared
         return
     model = held_out.model
     if model.multilabel:
-        _write_table(out / LABELS, LABEL_COLUMNS, _label_rows(model))
+        write_csv(out / LABELS, LABEL_COLUMNS, _label_rows(model))
     else:
         matrix = zip(model.classes, model.confusion.tolist(), strict=True)
-        _write_table(
+        write_csv(
             out / CONFUSION,
             ("true\\predicted", *model.classes),
             ([name, *row] for name, row in matrix),
         )
     given = (f"probability of {name}" for name in model.classes)
     columns = ("set", "file", "group", "class", "predicted", "loss", *given)
-    _write_table(out / TILES, columns, _tile_rows(last, sets))
+    write_csv(out / TILES, columns, _tile_rows(last, sets))
 
 
 def _label_rows(found: Evaluation) -> Iterator[list[Any]]:
@@ -172,16 +171,6 @@ def _tile_rows(last: StageResult, sets: Sets) -> Iterator[list[Any]]:
                 _number(found.losses[i]),
                 *map(_number, found.probabilities[i].tolist()),
             ]
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    with (
-        write_atomically(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 def _number(value: float | None) -> str:

@@ -23,9 +23,9 @@ COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 def init_part_a(net: Network, init: str) -> str:
     """Fill Part A: `init` is ``imagenet``, ``random`` or a ``.safetensors`` or ``.pth`` file.
 
-    Returns a short text for the card's `source`. A file holds a timm state dict, with or without
-    its classifier, or is a tiaft model file with the same backbone, or with the whole of which this
-    one is a part. Raises TiaftError.
+    Returns a short text for the card's `source`. A file holds a state dict with timm's names of
+    layers, whatever stands before them, or is a tiaft model file with the same backbone, or with
+    the whole of which this one is a part. Raises TiaftError.
     """
     if init == "random":
         return "random weights"
@@ -35,10 +35,12 @@ def init_part_a(net: Network, init: str) -> str:
     if not is_file(path):
         raise TiaftError(f"--init {init}: neither imagenet, random nor a file")
     tensors = read_tensors(path)
-    if any(name.startswith("part_a.") for name in tensors) and is_safetensors(path):
+    ours = any(name.startswith("part_a.") for name in tensors)
+    if ours and is_safetensors(path):
         _check_same_backbone(net, path)
-    fill_part_a(net, tensors, path)
-    return f"Part A from {path.name}"
+    left = fill_part_a(net, tensors, path)
+    told = f", without its {', '.join(left)}" if left and not ours else ""
+    return f"Part A from {path.name}{told}"
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -56,26 +58,19 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return _read_pickle(path)
 
 
-def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> list[str]:
     """Copy Part A's weights out of a state dict, all but a classifier and what Part A leaves out.
 
-    Raises TiaftError where any is missing, or is there for another backbone.
+    Returns what the file's network has besides, such as its classifier. Raises TiaftError where any
+    weight is missing, or is there for another backbone.
     """
-    prefix = "part_a." if any(name.startswith("part_a.") for name in tensors) else ""
     wanted = net.part_a.state_dict()
     # Files written before torch 0.4 lack these counters, which inference does not use.
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
-    over = [
-        name
-        for name in tensors
-        if name.startswith(prefix)
-        and name.removeprefix(prefix) not in wanted
-        and name.removeprefix(prefix).partition(".")[0] not in CLASSIFIERS
-        and not name.endswith(COMPUTED)
-    ]
+    theirs, own = _prefixes(tensors, {k: v for k, v in wanted.items() if k not in counters}, path)
     filled = {}
     for name, value in wanted.items():
-        given = tensors.get(prefix + name)
+        given = tensors.get(theirs + name.removeprefix(own))
         if given is None and name in counters:
             given = value
         if given is None or given.shape != value.shape:
@@ -89,15 +84,26 @@ def fill_part_a(net: Network, tensors: dict[str, torch.Tensor], path: Path) -> N
         if not torch.isfinite(given.float()).all():
             raise TiaftError(f"{path}: weights hold NaN or infinity ({name})")
         filled[name] = given.to(value.dtype)  # float16 files become float32 networks
-    if over and whole_name(net.card.backbone) != net.card.backbone:
+    over = [
+        name
+        for name in tensors
+        if name.startswith(theirs)
+        and own + name.removeprefix(theirs) not in wanted
+        and not name.endswith(COMPUTED)
+    ]
+    heads = [name for name in over if name.removeprefix(theirs).partition(".")[0] in CLASSIFIERS]
+    more = [name for name in over if name not in heads]
+    if more and whole_name(net.card.backbone) != net.card.backbone:
         whole = _names_of_whole(net.card)
-        over = [name for name in over if name.removeprefix(prefix) not in whole]
-    if over:
+        more = [name for name in more if own + name.removeprefix(theirs) not in whole]
+    if more:
         raise TiaftError(
-            f"{path} does not fit {net.card.backbone}, which has no {over[0]}"
-            + (f" ({len(over) - 1} more)" if len(over) > 1 else "")
+            f"{path} does not fit {net.card.backbone}, which has no {more[0]}"
+            + (f" ({len(more) - 1} more)" if len(more) > 1 else "")
         )
     net.part_a.load_state_dict(filled)
+    besides = [name for name in tensors if not name.startswith(theirs)]
+    return sorted({_branch(name, theirs) for name in besides + heads})
 
 
 def sha256_of_weights(module: nn.Module) -> str:
@@ -108,6 +114,47 @@ def sha256_of_weights(module: nn.Module) -> str:
         whole = value.detach().cpu().contiguous().reshape(-1)
         digest.update(whole.view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()
+
+
+def _prefixes(
+    tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path
+) -> tuple[str, str]:
+    """Return what stands before the names of Part A's weights in a file, and in Part A itself.
+
+    Other software has the same backbone under names such as ``model.resnet.conv1.weight``, or
+    without the ``features.`` with which all of timm's names of a DenseNet begin. Of all that stands
+    before the first of them, that is taken with which the most weights fit.
+    """
+    if all(name in tensors for name in wanted):
+        return "", ""
+    begin = {name.partition(".")[0] for name in wanted}
+    own = f"{begin.pop()}." if len(begin) == 1 else ""
+    bare = {name.removeprefix(own): value.shape for name, value in wanted.items()}
+    first = next(iter(bare))
+    found = [name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")]
+    fits = {
+        theirs: sum(
+            theirs + name in tensors and tensors[theirs + name].shape == shape
+            for name, shape in bare.items()
+        )
+        for theirs in sorted(found, key=len)
+    }
+    best = [theirs for theirs, count in fits.items() if count == max(fits.values())]
+    if len(best) > 1 and best[0] and fits[best[0]] == len(bare):
+        raise TiaftError(
+            f"{path} holds several networks that fit ({', '.join(best)}): save the one that is "
+            "meant in a file of its own"
+        )
+    theirs = best[0] if best else own
+    return (theirs.removesuffix(own), "") if theirs.endswith(own) else (theirs, own)
+
+
+def _branch(name: str, prefix: str) -> str:
+    """Return a name up to where it leaves a prefix: the part of a network that it belongs to."""
+    parts = name.split(".")
+    pairs = zip(parts, prefix.split("."), strict=False)
+    same = next((number for number, (one, other) in enumerate(pairs) if one != other), 0)
+    return ".".join(parts[: same + 1])
 
 
 def _check_same_backbone(net: Network, path: Path) -> None:

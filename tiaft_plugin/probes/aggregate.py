@@ -1,6 +1,6 @@
 """From a patient's tiles to one row: the mean, or what a plug-in registers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -48,6 +48,20 @@ def shown_name(name: str) -> str:
     """Return an aggregator's name as results have it: where a target lies is not theirs."""
     name, given, place = name.partition("=")
     return f"{name}{given}{Path(place).resolve().name if given else ''}"
+
+
+def check_models(aggregate: Aggregate, where: str, models: Sequence[Mapping[str, str]]) -> None:
+    """Let an aggregator that has `check` refuse features of models that it is not for.
+
+    `models` are those of the features at `where`, as far as they say. Raises TiaftError.
+    """
+    check = getattr(aggregate, "check", None)
+    if check is None:
+        return
+    try:
+        check(models)
+    except Exception as error:
+        raise TiaftError(f"{where}: {reason(error)}") from error
 
 
 def represent(

@@ -65,6 +65,11 @@ def permute_by_group(
     return permuted
 
 
+def can_leak(problem: Problem) -> bool:
+    """Whether a leak control has anything to find: two groups or more, some of several rows."""
+    return 1 < problem.clusters < len(problem.groups)
+
+
 def leak_statistic(
     probe: Probe, features: np.ndarray, problem: Problem, draw: int, *, grouped: bool, seed: int
 ) -> float:

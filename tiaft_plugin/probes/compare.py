@@ -111,7 +111,8 @@ def _settings(
         raise TiaftError(
             f"--reference {chosen}: there is no such set; there are {', '.join(known)}"
         )
-    own = {field.name: protocol[field.name] for field in fields(Settings)}
+    known_then = [field.name for field in fields(Settings) if field.name in protocol]
+    own = {name: protocol[name] for name in known_then}
     return Settings(**own | {"reference": chosen, "select": "union"})
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.probes.aggregate import Aggregate, mean_of_tiles, represent, stack
+from tiaft_plugin.probes.aggregate import (
+    Aggregate,
+    check_models,
+    mean_of_tiles,
+    represent,
+    stack,
+)
 from tiaft_plugin.probes.interface import FeatureTable
 from tiaft_plugin.probes.npz import read_npz, write_features
 from tiaft_plugin.probes.rows import FeatureRows, coarsest, feature_table
@@ -110,7 +116,10 @@ def read_patients(
         colour=rows.colour,
         source={**rows.source, "notes": [*rows.source["notes"], *notes]},
     )
-    return tiles if of is None else _aggregated(tiles, rows, aggregate)
+    if of is None:
+        return tiles
+    check_models(aggregate, f"{path} (features {name})", rows.source.get("models", []))
+    return _aggregated(tiles, rows, aggregate)
 
 
 def _read_rows(path: Path, name: str) -> FeatureRows:

@@ -24,8 +24,9 @@ class Probe(Protocol):
 
     Optional: `variants`, names of several scores that a fit gives ("binary" only); `title`;
     `defaults`, other defaults of the protocol's options, by name; `options`, click options of its
-    own, and ``with_options(**given)``, which returns the probe that they ask for; and for what is
-    neither a tile nor a row of numbers
+    own, and ``with_options(**given)``, which returns the probe that they ask for; `libraries`,
+    names of installed packages that it trains with, whose versions are then recorded; and for what
+    is neither a tile nor a row of numbers
 
     - ``read(features, labels, patients)`` returns feature tables and targets of what a user
       named, instead of `read_inputs`: paths by name, a path or None, and patients by slide. A

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_atomically, write_csv
 from tiaft_plugin.probes.interface import Result
 
 UNFINISHED = ".unfinished"  # the folder of what a run has computed so far
@@ -42,8 +42,9 @@ def write_result(out: Path, result: Result, circumstances: Mapping[str, Any]) ->
     (out / "summary.json").unlink(missing_ok=True)
     with write_atomically(out / "report.html") as part:
         part.write_text(report, encoding="utf-8")
-    with write_atomically(out / "results.csv") as part:
-        _write_csv(part, result.rows)
+    columns = list(result.rows[0])
+    cells = ([_cell(row.get(name)) for name in columns] for row in result.rows)
+    write_csv(out / "results.csv", columns, cells)
     with write_atomically(out / "predictions.npz") as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **result.predictions)
     with write_atomically(out / "run.json") as part:
@@ -68,13 +69,6 @@ def read_result(out: Path) -> Result:
     except Exception as error:  # whatever is damaged, json, csv and numpy say it in their ways
         raise TiaftError(f"{out} holds a damaged result ({error}): run the probe again") from error
     return Result(summary, rows, predictions)
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
 def _cell(value: Any) -> Any:

@@ -80,10 +80,11 @@ def run_probe(
         reference=reference or tables[0].name,
         select=select,
         alpha=alpha,
+        leak_control=leak_control,
     )
     _check(experiment, settings, registered)
     problems = problems_of(experiment, folds=folds, repeats=repeats, seed=seed, grouped=grouped)
-    how = (workers, cluster, leak_control, verbose)
+    how = (workers, cluster, verbose)
     if out is None:
         return _computed(registered, experiment, problems, settings, None, *how)
     out = Path(out)
@@ -183,7 +184,6 @@ def _computed(
     kept: Path | None,
     workers: int,
     cluster: str | None,
-    leak_control: bool,
     verbose: bool | None,
 ) -> Result:
     """Compute all pieces, and make the result of them."""
@@ -194,7 +194,7 @@ def _computed(
         sets[COLOUR] = experiment.colour
     names = list(sets)
     context = (registered.thing, list(sets.values()), problems, settings)
-    pieces = _pieces(names, problems, settings, leak_control)
+    pieces = _pieces(names, problems, settings)
     computed = run_pieces(
         _compute,
         context,
@@ -243,18 +243,13 @@ def _result(
         settings,
         analysis,
         controls,
-        versions(registered.plugin),
+        versions(registered),
     )
     return Result(summary, analysis.rows, pack(experiment, problems, traces))
 
 
-def _pieces(
-    names: list[str], problems: list[Problem], settings: Settings, leak_control: bool
-) -> list[Piece]:
-    """List what is to be computed; colour is a baseline itself, and has no others.
-
-    The leak control needs groups of several rows, and two of them.
-    """
+def _pieces(names: list[str], problems: list[Problem], settings: Settings) -> list[Piece]:
+    """List what is to be computed; colour is a baseline itself, and has no others."""
     pieces: list[Piece] = []
     for s, name in enumerate(names):
         for p, problem in enumerate(problems):
@@ -263,7 +258,7 @@ def _pieces(
                 continue
             if settings.permutations:
                 pieces += [("permuted", s, p, j) for j in range(settings.permutations + 1)]
-            if leak_control and p == 0 and 1 < problem.clusters < len(problem.groups):
+            if settings.leak_control and p == 0 and baselines.can_leak(problem):
                 for kind in ("leak_grouped", "leak_ungrouped"):
                     pieces += [(kind, s, p, j) for j in range(baselines.LEAK_DRAWS)]
     return pieces
@@ -311,18 +306,24 @@ def _fingerprint(registered: Registered, experiment: Experiment, settings: Setti
         "sets": list(experiment.features),
         "names": experiment.names,
         "probe": [registered.name, registered.plugin, dict(registered.thing.settings)],
-        "versions": versions(registered.plugin),
+        "versions": versions(registered),
     }
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 
 
-def versions(plugin: str) -> dict[str, str]:
-    """Return the versions that decide a result, that of a probe's plug-in among them."""
-    from importlib.metadata import version
+def versions(probe: Registered) -> dict[str, str]:
+    """Return the versions that decide a result: of libraries, and of a probe's plug-in."""
+    from importlib.metadata import PackageNotFoundError, version
 
     names = ("numpy", "scipy", "scikit-learn", "numba", "matplotlib")
     found = {"tiaft_plugin": __version__, "python": platform.python_version()}
-    found |= {name: version(name) for name in names}
-    source = plugin_manager().sources.get(plugin, "built in")
-    return found if source == "built in" else found | {f"plug-in {plugin}": source}
+    try:
+        found |= {name: version(name) for name in (*names, *getattr(probe.thing, "libraries", ()))}
+    except PackageNotFoundError as error:
+        raise TiaftError(
+            f"plug-in {probe.plugin}: the probe {probe.name} names a library that is not "
+            f"installed, {error.name}"
+        ) from error
+    source = plugin_manager().sources.get(probe.plugin, "built in")
+    return found if source == "built in" else found | {f"plug-in {probe.plugin}": source}

@@ -19,6 +19,7 @@ class Settings:
     reference: str = ""
     select: str = "union"
     alpha: float = 0.05
+    leak_control: bool = True
 
 
 @dataclass

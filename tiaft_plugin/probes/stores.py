@@ -10,7 +10,13 @@ import numpy as np
 
 from tiaft_plugin.engine.store import Store, chunk_slice, is_written, open_sound, read_store
 from tiaft_plugin.errors import TiaftError, reason
-from tiaft_plugin.probes.aggregate import Aggregate, mean_of_tiles, represent, stack
+from tiaft_plugin.probes.aggregate import (
+    Aggregate,
+    check_models,
+    mean_of_tiles,
+    represent,
+    stack,
+)
 from tiaft_plugin.probes.interface import FeatureTable
 from tiaft_plugin.probes.rows import feature_table
 from tiaft_plugin.probes.slides import alone_note, lookup
@@ -35,6 +41,7 @@ def read_patients_of_stores(
     """
     where = f"{path} (features {name})"
     stores = open_stores(path, name)
+    check_models(aggregate, where, source_of(stores)["models"])
     by_patient, notes = stores_by_patient(where, stores, table)
     empty = [patient for patient, its in by_patient.items() if not sum(map(len, its))]
     if empty:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tiaft_plugin.plugins import Registered
 from tiaft_plugin.probes.answer import answer
+from tiaft_plugin.probes.baselines import can_leak
 from tiaft_plugin.probes.crossval import Problem
 from tiaft_plugin.probes.folds import sha256_of_folds
 from tiaft_plugin.probes.interface import Experiment
@@ -182,6 +183,11 @@ def _warnings(
         )
     if not settings.permutations:
         found.append("The labels were not permuted: nothing says what chance reaches here.")
+    if not settings.leak_control and can_leak(problems[0]):
+        found.append(
+            "The leak control was left out: nothing says whether labels of groups that mean "
+            "nothing are predicted here."
+        )
     if experiment.colour is None:
         found.append(
             "The features bring no colour, so the colour-only baseline is missing: `tiaft extract` "

@@ -1,8 +1,7 @@
 """The cohort: which slides, patients and genes of TCGA are worked on (section 3.1)."""
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import refuse_existing, sha256_of, write_atomically
+from tiaft_plugin.files import refuse_existing, sha256_of, write_atomically, write_csv
 from tiaft_plugin.reproduce import paper
 from tiaft_plugin.reproduce.barcodes import PRIMARY
 from tiaft_plugin.reproduce.expression import read_expression
@@ -116,13 +115,13 @@ def write_cohort(job: CohortJob, out: Path, *, overwrite: bool = False) -> Cohor
         for name in FILES:
             refuse_existing(out / name)
     cohort = make_cohort(job)
-    _write(out / SLIDES, ("slide", *Slide._fields[1:]), cohort.slides)
+    write_csv(out / SLIDES, ("slide", *Slide._fields[1:]), cohort.slides)
     genes = list(cohort.expression.columns)
     values = cohort.expression.to_numpy().tolist()
     rows = zip(cohort.expression.index, values, strict=True)
-    _write(out / EXPRESSION, ("patient", *genes), ((p, *map(repr, row)) for p, row in rows))
+    write_csv(out / EXPRESSION, ("patient", *genes), ((p, *map(repr, row)) for p, row in rows))
     mutated = list(next(iter(cohort.mutations.values()), {}))
-    _write(
+    write_csv(
         out / MUTATIONS,
         ("patient", *mutated),
         ((patient, *row.values()) for patient, row in cohort.mutations.items()),
@@ -229,10 +228,3 @@ def _about(job: CohortJob, cohort: Cohort) -> dict[str, Any]:
         },
         "inputs": {path.name: sha256_of(path) for path in inputs},
     }
-
-
-def _write(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)

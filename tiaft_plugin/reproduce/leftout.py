@@ -1,12 +1,11 @@
 """What was left out of a cohort, and why: nothing is dropped without a line here."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_csv
 
 COLUMNS = ("what", "which", "why")
 
@@ -29,11 +28,5 @@ class LeftOut:
 
     def write(self, path: Path) -> Path:
         """Write ``left_out.csv``."""
-        with (
-            write_atomically(path) as part,
-            part.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            writer.writerows(self.lines)
+        write_csv(path, COLUMNS, self.lines)
         return path

@@ -1,12 +1,11 @@
 """The chain in miniature: MobileNetV2, 960 tiles of ten slides, and patients made of tiles."""
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.probes.interface import FeatureTable, Result, Targets
 from tiaft_plugin.reproduce.bags import Planted, as_bags, deal, plant
 from tiaft_plugin.reproduce.chain import (
@@ -161,12 +160,9 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 def _write_targets(path: Path, targets: Targets) -> None:
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("patient", *targets.names))
-        values = targets.values.astype(int if targets.kind == "binary" else float)
-        for patient, row in zip(targets.keys, values.tolist(), strict=True):
-            writer.writerow((patient, *row))
+    values = targets.values.astype(int if targets.kind == "binary" else float)
+    rows = zip(targets.keys, values.tolist(), strict=True)
+    write_csv(path, ("patient", *targets.names), ((patient, *row) for patient, row in rows))
 
 
 def _colour_line(result: Result) -> list[Line]:

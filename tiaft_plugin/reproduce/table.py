@@ -1,12 +1,11 @@
 """The table that a reproduction ends in: what the paper reports, and what was found here."""
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.reproduce import paper
 
 Summary = Mapping[str, Any]
@@ -110,10 +109,7 @@ def write_table(
     widths = [max(map(len, column)) for column in zip(header, *shown, strict=True)]
     for row in (header, *shown):
         say("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(vars(line) for line in lines)
+    write_csv(path, COLUMNS, ([vars(line)[name] for name in COLUMNS] for line in lines))
     say(f"-> {path}")
     return path
 

@@ -1,6 +1,5 @@
 """What a comparison leaves on disk: cka.csv, pictures, summary.json and report.html."""
 
-import csv
 import json
 import math
 from collections.abc import Iterator
@@ -19,7 +18,12 @@ from tiaft_extensions.histotransfer.cka.study import (
     Side,
 )
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import refuse_existing, refuse_unwritable, write_folder_atomically
+from tiaft_plugin.files import (
+    refuse_existing,
+    refuse_unwritable,
+    write_csv,
+    write_folder_atomically,
+)
 from tiaft_plugin.page import page, shown, table
 from tiaft_plugin.tiles.fingerprint import fingerprint
 
@@ -41,8 +45,8 @@ def write_comparison(
     """Write the folder OUT, all of it or nothing; return its report. Raises TiaftError."""
     check_out(out, overwrite=overwrite)
     with write_folder_atomically(out, overwrite=overwrite) as folder:
-        with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(_rows(found))
+        rows = _rows(found)
+        write_csv(folder / TABLE, next(rows), rows)
         figures = {"cka": draw_pairs(found)}
         if found.common:
             figures["by_layer"] = draw_common(found)

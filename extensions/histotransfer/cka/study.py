@@ -9,6 +9,7 @@ from tiaft_extensions.histotransfer.cka.hsic import FEWEST, ExactCKA, MinibatchC
 from tiaft_extensions.histotransfer.cka.spread import groups_of, intervals
 from tiaft_extensions.interpretability.pick import read_tiles
 from tiaft_extensions.interpretability.subject import (
+    NO_PRETRAINED,
     PRETRAINED,
     Subject,
     activations,
@@ -91,8 +92,10 @@ def before(subject: Subject, pretrained: str, seed: int = 0) -> Subject:
 
     Raises TiaftError where the file is not there or does not fit.
     """
+    if pretrained == NO_PRETRAINED:
+        raise TiaftError(f"--pretrained {pretrained}: compare with what? imagenet, or a file")
     wanted = None if pretrained == "imagenet" else pretrained
-    found = variants(subject, wanted, seed).get(PRETRAINED)
+    found = variants(subject, wanted, seed, needed=True).get(PRETRAINED)
     if found is None:
         raise TiaftError(f"{subject.name} is a plug-in's: --pretrained needs a file of its weights")
     return replace(found, name=f"{subject.name}, pretrained", sha256="")

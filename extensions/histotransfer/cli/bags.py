@@ -34,7 +34,8 @@ from tiaft_plugin.cli.options import (
 @click.option(
     "--patients",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV table with columns slide,patient; a slide is a folder here.",
+    help="CSV table with columns slide,patient; a slide is a folder here [default: the "
+    "manifest's groups].",
 )
 @stain_options
 @batch_size_option(32)

@@ -81,8 +81,10 @@ def cka(
     from tiaft_extensions.histotransfer.cka.report import check_out, write_comparison
     from tiaft_extensions.histotransfer.cka.study import before, compare, side
     from tiaft_extensions.interpretability.subject import load_subject
+    from tiaft_plugin.files import refuse_among_tiles
     from tiaft_plugin.tiles.tileset import read_tileset
 
+    refuse_among_tiles(out, tiles)
     check_out(out, overwrite=overwrite)
     subjects = [load_subject(model, device) for model in models]
     if pretrained:

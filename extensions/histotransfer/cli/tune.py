@@ -114,11 +114,14 @@ def tune(stores: Path, attention: Path, out: Path, **given: Any) -> None:
 
 
 def _echo(study: Any) -> None:
+    from tiaft_extensions.histotransfer.topk.held_out import verdict
+
     compared = study.compared
-    for name, (auroc, low, high, _) in compared.models.items():
-        click.echo(f"{name:10}AUROC {auroc:.3f} ({low:.3f} to {high:.3f})")
+    for name, (auroc, low, high, balanced) in compared.models.items():
+        click.echo(f"{name:16}AUROC {auroc:.3f} ({low:.3f} to {high:.3f}), balanced {balanced:.3f}")
     click.echo(f"{compared.bags} held-out bags of {compared.groups} patients")
-    click.echo(f"difference {compared.difference.value:+.3f}: {compared.verdict}")
+    for name, its in compared.differences.items():
+        click.echo(f"{name} less frozen {its.value:+.3f}: {verdict(its)}")
     for note in dict.fromkeys(n for result in study.results.values() for n in result.warnings):
         click.echo(f"note: {note}")
     click.echo(f"\nmodel   {study.model}\nreport  {study.report}")

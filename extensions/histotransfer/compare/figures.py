@@ -10,7 +10,6 @@ from tiaft_plugin.page import COLOURS, drawing, svg, visible
 from tiaft_plugin.probes.figures import GREY, GUESSING, MARKERS
 
 PANELS = {"parameters": ("million parameters", 1e6), "macs": ("GMACs a tile", 1e9)}
-OTHERS = "cost not known"
 
 
 def draw_costs(rows: Sequence[Row]) -> tuple[str, bytes]:

@@ -1,6 +1,5 @@
 """What a comparison leaves: report.html, comparison.csv, differences.csv, comparison.png."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from tiaft_extensions.histotransfer.compare.costs import BATCH
 from tiaft_extensions.histotransfer.compare.figures import draw_costs
 from tiaft_extensions.histotransfer.compare.questions import Answer
 from tiaft_extensions.histotransfer.compare.rows import COLOUR_ONLY, METRICS, Row, Value, as_cells
-from tiaft_extensions.histotransfer.compare.study import STUDY, TOGETHER, Compared, Settings
-from tiaft_plugin.files import write_atomically
+from tiaft_extensions.histotransfer.compare.study import SCHEMA, STUDY, TOGETHER, Compared, Settings
+from tiaft_plugin.files import write_atomically, write_csv
 from tiaft_plugin.page import page, shown, table
 from tiaft_plugin.probes.cells import MISSING, decimals, interval, p_value
 
@@ -28,8 +27,8 @@ td:nth-child(2), td:nth-child(3), th:nth-child(2), th:nth-child(3) { text-align:
 def write_comparison(out: Path, found: Compared, settings: Settings) -> None:
     """Write a comparison into the folder OUT; its summary comes last."""
     drawn, png = draw_costs(found.rows)
-    _write_csv(out / TABLE, [as_cells(row) for row in found.rows])
-    _write_csv(out / DIFFERENCES, _differences(found.answers))
+    _write_rows(out / TABLE, [as_cells(row) for row in found.rows])
+    _write_rows(out / DIFFERENCES, _differences(found.answers))
     with write_atomically(out / PICTURE) as part:
         part.write_bytes(png)
     with write_atomically(out / REPORT) as part:
@@ -154,7 +153,7 @@ def _how(found: Compared, settings: Settings) -> str:
 
 def _summary(found: Compared, settings: Settings) -> dict[str, Any]:
     return {
-        "schema": "tiaft-comparison",
+        "schema": SCHEMA,
         "version": 1,
         "reference": found.reference,
         "answers": [
@@ -183,11 +182,8 @@ def _differences(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     ] or [none]
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _plain(value) for name, value in row.items()} for row in rows)
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_csv(path, rows[0], ([_plain(row.get(name)) for name in rows[0]] for row in rows))
 
 
 def _plain(value: Any) -> Any:

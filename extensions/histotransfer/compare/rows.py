@@ -13,7 +13,6 @@ from tiaft_plugin.probes.settings import COLOUR
 
 METRICS = ("AUROC", "AUPRC", "balanced accuracy")
 MAIN = METRICS[0]
-SORTS = ("auroc", "macs", "parameters", "given")
 COLOUR_ONLY = "colour only"
 
 

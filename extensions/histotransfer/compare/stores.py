@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from tiaft_extensions.histotransfer.compare.encoders import Encoder
-from tiaft_extensions.histotransfer.tile_stores import is_tile_folder, write_tile_stores
+from tiaft_extensions.histotransfer.tile_stores import (
+    is_tile_folder,
+    tiles_in,
+    write_tile_stores,
+)
 from tiaft_plugin.engine.jobs import SlideJob
 from tiaft_plugin.engine.slides import fingerprint
 from tiaft_plugin.engine.store import Store, read_store
 from tiaft_plugin.errors import Stopped, TiaftError
 from tiaft_plugin.probes.stores import open_stores
-from tiaft_plugin.tiles.tileset import read_tileset
+from tiaft_plugin.tiles.images import check_images
+from tiaft_plugin.tiles.known import recognise
+from tiaft_plugin.tiles.tileset import TileSet
 from tiaft_plugin.tiles.words import some
 
 
@@ -99,6 +105,7 @@ def _extract_folders(
     if len(roots) > 1:
         listed = some(sorted(str(root) for root in roots))
         raise TiaftError(f"folders of tiles are in several folders ({listed}): put them into one")
+    root = roots.pop()
     how = {name: engine[name] for name in ("batch_size", "device") if name in engine}
     found = {job.slide: _whole(out / f"{job.slide.name}.zarr") for job in jobs}
     sha256 = make_engine("features", encoder.model, **how).model_facts["sha256"]
@@ -108,14 +115,27 @@ def _extract_folders(
                 f"{store.path} is of another model or µm/px, or of other tiles than {job.slide} "
                 "holds now: choose another --out, or pass --overwrite to begin anew"
             )
-    missing = {slide.name for slide, store in found.items() if store is None}
-    if not missing:
-        return
-    root = roots.pop()
-    names = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
-    tiles = read_tileset(root, mpp=jobs[0].mpp, classes=names)
-    rows = [row for row, file in enumerate(tiles.files) if file.parent.name in missing]
-    write_tile_stores(tiles.subset(rows), encoder.model, out, overwrite=True, **how)
+    missing = sorted(slide.name for slide, store in found.items() if store is None)
+    if missing:
+        tiles = _tiles_of(root, missing, jobs[0].mpp)
+        write_tile_stores(tiles, encoder.model, out, overwrite=True, **how)
+
+
+def _tiles_of(root: Path, folders: Sequence[str], mpp: float | None) -> TileSet:
+    """Return the tiles of some folders in `root`; what else is there is none of theirs."""
+    files = [file for folder in folders for file in tiles_in(root / folder)]
+    tile_size = check_images(files, root)
+    known = recognise(files, tile_size)
+    return TileSet(
+        root=root,
+        files=tuple(files),
+        labels=tuple(file.parent.name for file in files),
+        groups=(None,) * len(files),
+        classes=tuple(folders),
+        tile_size=tile_size,
+        mpp=mpp or (known.mpp if known else None),
+        known=known,
+    )
 
 
 def _whole(path: Path) -> Store | None:

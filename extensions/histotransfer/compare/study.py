@@ -32,7 +32,7 @@ from tiaft_plugin.probes.settings import COLOUR
 from tiaft_plugin.tiles.words import some
 
 MODELS, FEATURES, PROBES, TOGETHER = "encoders", "features", "probes", "probe"
-STUDY, COSTS = "comparison.json", "costs.json"
+STUDY, COSTS, SCHEMA = "comparison.json", "costs.json", "tiaft-comparison"
 Say = Callable[[str], Any]
 
 
@@ -91,6 +91,8 @@ def prepare(texts: Sequence[str], ready: Mapping[str, Path], settings: Settings)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise TiaftError(f"--features {twice[0]}: there is an encoder of this name already")
+    if odd := [name for name in names if name in (".", "..")]:  # they name folders in OUT
+        raise TiaftError(f"{odd[0]!r} cannot name an encoder: NAME=ENCODER, NAME=STORES")
     if len(names) < 2:
         raise TiaftError("a comparison needs two encoders: --encoder, or --features of stores")
     if settings.reference is not None and settings.reference not in names:
@@ -125,10 +127,12 @@ def run_comparison(
     with locked(out / STUDY, wait=False):
         if overwrite:
             refuse_lost(encoders, jobs, ready, out, settings)
+            begin(out)
             remove(out)
         for encoder in encoders:  # before hours of extraction
             refuse_changed(encoder.name, out / PROBES / encoder.name, settings)
-        begin(out)
+        if not (out / STUDY).is_file():  # else what it says stands until there is more to say
+            begin(out)
         tile_size, mpp = _grid(encoders, settings)
         made = [
             make_model(encoder, out / MODELS, tile_size, mpp, settings.seed) for encoder in encoders
@@ -165,14 +169,21 @@ def refuse_foreign(out: Path) -> None:
     """Raise TiaftError where OUT is something else than a comparison."""
     if out.is_file():
         raise TiaftError(f"{out} is a file: name a folder for the comparison")
-    if out.is_dir() and any(out.iterdir()) and not (out / STUDY).is_file():
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out / STUDY):
         raise TiaftError(f"{out} is not of `tiaft histotransfer compare`: choose another folder")
 
 
+def _is_ours(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("schema") == SCHEMA
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def begin(out: Path) -> None:
-    """Write down whose folder this is."""
+    """Write down whose folder this is, and that nothing was compared in it yet."""
     with write_atomically(out / STUDY) as part:
-        part.write_text(json.dumps({"schema": "tiaft-comparison", "version": 1}), encoding="utf-8")
+        part.write_text(json.dumps({"schema": SCHEMA, "version": 1}), encoding="utf-8")
 
 
 def refuse_lost(
@@ -197,10 +208,9 @@ def refuse_lost(
 
 def remove(out: Path) -> None:
     """Remove what a comparison wrote into its folder, and nothing else."""
-    if (out / STUDY).is_file():
-        for name in (MODELS, FEATURES, PROBES, TOGETHER):
-            shutil.rmtree(out / name, ignore_errors=True)
-        (out / COSTS).unlink(missing_ok=True)
+    for name in (MODELS, FEATURES, PROBES, TOGETHER):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / COSTS).unlink(missing_ok=True)
 
 
 def _ready(name: str, path: Path) -> Encoder:

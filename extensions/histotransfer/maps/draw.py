@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tiaft_extensions.histotransfer.kept import AttentionRun
 from tiaft_extensions.histotransfer.maps.report import (
@@ -67,8 +68,11 @@ def draw_slides(
                     source = source_of(store, find_slide(path, how.slides), how.stain_target)
                     found = attention_to(run, store, source, predicted)
                     pictured = len(drawn.slides) < PICTURED
-                    one = write_pictures(folder, found, count=how.count, pictured=pictured)
-                    drawn.notes += _measure(run, found, how, folder)
+                    with TemporaryDirectory(dir=folder) as own:  # what fails leaves no file
+                        one = write_pictures(Path(own), found, count=how.count, pictured=pictured)
+                        drawn.notes += _measure(run, found, how, Path(own))
+                        for file in Path(own).iterdir():
+                            file.replace(folder / file.name)
                     drawn.slides.append(one)
                 except TiaftError as error:
                     drawn.failures.append(str(error))

@@ -1,7 +1,6 @@
 """What `tiaft histotransfer maps` leaves on disk: pictures, tables and a page."""
 
 import base64
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,7 +11,7 @@ from tiaft_extensions.histotransfer.maps.figures import draw_map, draw_tiles
 from tiaft_extensions.histotransfer.maps.study import SlideAttention
 from tiaft_extensions.interpretability.report import STYLE
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import refuse_existing, refuse_unwritable
+from tiaft_plugin.files import refuse_existing, refuse_unwritable, write_csv
 from tiaft_plugin.page import page, shown, table
 
 SLIDES, TILES, REPORT = "slides.csv", "tiles.csv", "report.html"
@@ -65,8 +64,8 @@ def write_tables(
     folder: Path, run: AttentionRun, written: Sequence[Written], notes: Sequence[str]
 ) -> None:
     """Write slides.csv, tiles.csv and report.html of all slides."""
-    _write(folder / SLIDES, _HEAD, [each.line for each in written])
-    _write(folder / TILES, _TILE_HEAD, [line for each in written for line in each.tiles])
+    write_csv(folder / SLIDES, _HEAD, [each.line for each in written])
+    write_csv(folder / TILES, _TILE_HEAD, [line for each in written for line in each.tiles])
     (folder / REPORT).write_text(_page(run, written, notes), encoding="utf-8")
 
 
@@ -96,11 +95,6 @@ def _tile_lines(found: SlideAttention, rows: Sequence[int]) -> Iterator[list[str
         numbers.append(found.tiles.held_out[row])
         told = [f"{value:.10g}" for value in place] + [f"{value:.6g}" for value in numbers]
         yield [found.name, str(rank), *told]
-
-
-def _write(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
 def _figure(png: bytes, words: str) -> str:

@@ -25,12 +25,13 @@ def measurement_names(run: "AttentionRun") -> tuple[str, str]:
 def keep_attention_beside(run: "AttentionRun", found: "SlideAttention", predictions: Store) -> int:
     """Keep attention beside a store of predictions of the same slide; return for how many tiles.
 
-    Features and predictions may be of different models: a tile is known by its place. Raises
+    Features and predictions may be of different models: a tile is known by its place. All tiles of
+    the predictions are kept, NaN where there is no attention, so that other runs' stays. Raises
     TiaftError where no tile has the same place.
     """
     if not len(predictions):
         raise TiaftError(f"{predictions.path} has no tiles")
-    bounds = np.concatenate([some for some, _ in predictions.blocks()])
+    bounds = predictions.bounds()
     row_at = {place: row for row, place in enumerate(_places(found.bounds))}
     pairs = [(row, row_at[place]) for row, place in enumerate(_places(bounds)) if place in row_at]
     if not pairs:
@@ -39,10 +40,10 @@ def keep_attention_beside(run: "AttentionRun", found: "SlideAttention", predicti
             "with the same tile size, stride and resolution"
         )
     there, own = (list(rows) for rows in zip(*pairs, strict=True))
-    columns = (found.times[own], found.percentile[own])
-    names = measurement_names(run)
-    ids = predictions.tile_ids(bounds[there])
-    keep_scores(predictions.path, ids, dict(zip(names, columns, strict=True)), ATTENTION)
+    columns = np.full((2, len(bounds)), np.nan)
+    columns[:, there] = found.times[own], found.percentile[own]
+    scores = dict(zip(measurement_names(run), columns, strict=True))
+    keep_scores(predictions.path, predictions.tile_ids(bounds), scores, ATTENTION)
     return len(pairs)
 
 

@@ -97,7 +97,7 @@ def attention_to(
         str(run.groups[row]),
         str(run.labels[row]),
         predicted.get(found.bag, ""),
-        np.concatenate([bounds for bounds, _ in store.blocks()]),
+        store.bounds(),
         found,
         found.attention.astype(np.float64) * _tiles_of_bag(run, found.bag),
     )

@@ -24,8 +24,9 @@ from tiaft_extensions.histotransfer.topk.outputs import (
     numbers,
     write_summary,
 )
+from tiaft_extensions.histotransfer.topk.prepare import prepare
 from tiaft_extensions.histotransfer.topk.report import Fold, build_report
-from tiaft_extensions.histotransfer.topk.run import prepare, run_job
+from tiaft_extensions.histotransfer.topk.run import run_job
 from tiaft_plugin.engine.store import Store
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import (

@@ -3,26 +3,27 @@
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.probes.metrics import class_metrics
 from tiaft_plugin.probes.statistics import Difference, cluster_weights, interval, paired_bootstrap
 
 MARGIN = 0.02  # of AUROC: how much a tuned encoder may lose and still be called non-inferior
 DRAWS = 2000
-FROZEN, TUNED = "frozen", "top-k"
+# All tiles of a bag are seen, as in the paper, or those k that the tuned head attends to the most.
+FROZEN, TUNED, OF_K = "frozen", "top-k", "top-k, k tiles"
 _FIXED = ("fold", "key", "group", "label")
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """N bags, `keys`, `groups` (N,) text, and log probabilities (N, C) float64 of two models.
+    """N bags, `keys`, `groups` (N,) text, and log probabilities (N, C) float64 by name: `scores`.
 
     `codes` (N,) int64 are their classes; `folds` (N,) int64 say which head and encoder it was.
     """
@@ -32,42 +33,42 @@ class HeldOut:
     keys: np.ndarray
     groups: np.ndarray
     codes: np.ndarray
-    frozen: np.ndarray
-    tuned: np.ndarray
-
-    @property
-    def scores(self) -> dict[str, np.ndarray]:
-        """The log probabilities by name of the model."""
-        return {FROZEN: self.frozen, TUNED: self.tuned}
+    scores: dict[str, np.ndarray]
 
     def of_fold(self, fold: int) -> "HeldOut":
         """Return the bags of one fold."""
         of = self.folds == fold
-        arrays = (self.folds, self.keys, self.groups, self.codes, self.frozen, self.tuned)
-        return HeldOut(self.classes, *(values[of] for values in arrays))
+        arrays = {name: getattr(self, name)[of] for name in ("folds", "keys", "groups", "codes")}
+        scores = {name: values[of] for name, values in self.scores.items()}
+        return replace(self, **arrays, scores=scores)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """AUROC of both (mean over classes, each against the rest), with 95 % intervals.
+    """AUROC of each (mean over classes, each against the rest), with 95 % intervals.
 
-    `models` maps a name to AUROC, low, high, and balanced accuracy; `difference` is the tuned
-    one's less the frozen one's. `bags` and `groups` say of how many.
+    `models` maps a name to AUROC, low, high, and balanced accuracy; `differences` a tuned one's to
+    what it has more than the frozen one. `bags` and `groups` say of how many.
     """
 
     models: dict[str, tuple[float, float, float, float]]
-    difference: Difference
+    differences: dict[str, Difference]
     bags: int
     groups: int
 
     @property
+    def difference(self) -> Difference:
+        """The tuned encoder's by all tiles of a bag, as the paper's test has them."""
+        return self.differences[TUNED]
+
+    @property
     def verdict(self) -> str:
-        """What the difference says, by a margin of 2 points of AUROC."""
+        """What that difference says, by a margin of 2 points of AUROC."""
         return verdict(self.difference)
 
 
 def compare(found: HeldOut, seed: int = 0) -> Compared:
-    """Compare both models by a bootstrap of groups (patients), the same draws for both.
+    """Compare the models by a bootstrap of groups (patients), the same draws for all.
 
     Where several folds are pooled, each group's models learnt from the others, and intervals are
     wider for it (see ``probes.statistics``).
@@ -75,19 +76,21 @@ def compare(found: HeldOut, seed: int = 0) -> Compared:
     folds = len(np.unique(found.folds))
     groups = len(np.unique(found.groups))
     weights = cluster_weights(found.groups, DRAWS, seed)
-    models, aurocs, draws = {}, [], []
+    models, draws = {}, {}
     for name, scores in found.scores.items():
         whole = class_metrics(scores, found.codes, found.classes)
         drawn = class_metrics(scores, found.codes, found.classes, weights)["AUROC", ""]
         auroc, balanced = (float(whole[what, ""]) for what in ("AUROC", "balanced accuracy"))
         low, high = (float(end) for end in interval(drawn, groups, folds))
         models[name] = (auroc, low, high, balanced)
-        aurocs.append(auroc)
-        draws.append(drawn)
-    change = paired_bootstrap(aurocs[1] - aurocs[0], draws[1] - draws[0], groups, folds)
-    low, high = (float(np.clip(end, -1, 1)) for end in (change.low, change.high))
-    difference = Difference(float(change.value), low, high, float(change.p))
-    return Compared(models, difference, len(found.codes), groups)
+        draws[name] = drawn
+    differences = {}
+    for name in (name for name in models if name != FROZEN):
+        less, drawn = models[name][0] - models[FROZEN][0], draws[name] - draws[FROZEN]
+        change = paired_bootstrap(less, drawn, groups, folds)
+        low, high = (float(np.clip(end, -1, 1)) for end in (change.low, change.high))
+        differences[name] = Difference(float(change.value), low, high, float(change.p))
+    return Compared(models, differences, len(found.codes), groups)
 
 
 def verdict(difference: Difference, margin: float = MARGIN) -> str:
@@ -114,13 +117,12 @@ def signed(value: float) -> str:
 def write_held_out(path: Path, found: HeldOut) -> None:
     """Write a row a bag: what it is, and log probabilities, exact to the last bit."""
     named = [f"{name}: {label}" for name in found.scores for label in found.classes]
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*_FIXED, *named])
-        for row in range(len(found.keys)):
-            label = found.classes[found.codes[row]]
-            values = [repr(float(v)) for scores in found.scores.values() for v in scores[row]]
-            writer.writerow([found.folds[row], found.keys[row], found.groups[row], label, *values])
+    rows = []
+    for row in range(len(found.keys)):
+        label = found.classes[found.codes[row]]
+        values = [repr(float(v)) for scores in found.scores.values() for v in scores[row]]
+        rows.append([found.folds[row], found.keys[row], found.groups[row], label, *values])
+    write_csv(path, [*_FIXED, *named], rows)
 
 
 def read_held_out(paths: Sequence[Path], classes: Sequence[str]) -> HeldOut:
@@ -139,7 +141,7 @@ def read_held_out(paths: Sequence[Path], classes: Sequence[str]) -> HeldOut:
         np.array([row["key"] for row in rows]),
         np.array([row["group"] for row in rows]),
         np.array([codes[row["label"]] for row in rows]),
-        *(_scores(rows, name, classes) for name in (FROZEN, TUNED)),
+        {name: _scores(rows, name, classes) for name in (FROZEN, TUNED, OF_K)},
     )
 
 

@@ -1,6 +1,5 @@
 """The files of a run: the encoder, its head, metrics by epoch, held-out bags, a page, a summary."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,26 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 from tiaft_extensions.histotransfer.attention import AttentionNet, save_head
 from tiaft_extensions.histotransfer.topk.held_out import (
+    FROZEN,
+    OF_K,
+    TUNED,
     Compared,
     HeldOut,
     compare,
     signed,
+    verdict,
     write_held_out,
 )
-from tiaft_extensions.histotransfer.topk.loop import Progress
 from tiaft_extensions.histotransfer.topk.report import Fold, build_report
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_atomically, write_csv
+from tiaft_plugin.finetune.epochs import Progress
 from tiaft_plugin.finetune.interface import FinetuneResult
 from tiaft_plugin.network.file import save_model
 from tiaft_plugin.network.net import Network
 
 if TYPE_CHECKING:
-    from tiaft_extensions.histotransfer.topk.run import Prepared
+    from tiaft_extensions.histotransfer.topk.prepare import Prepared
 
 MODEL, HEAD, METRICS = "model.safetensors", "head.safetensors", "metrics.csv"
 HELD_OUT, REPORT, SUMMARY = "held_out.csv", "report.html", "summary.json"
 FILES = (MODEL, HEAD, METRICS, HELD_OUT, REPORT, SUMMARY)
-_COLUMNS = ("epoch", "split", "loss", "accuracy")
+_MEASURES = ("loss", "accuracy")
 
 
 def write_run(
@@ -44,9 +47,11 @@ def write_run(
     compared = None if held_out is None else compare(held_out, ready.job.seed)
     if held_out is not None:
         write_held_out(out / HELD_OUT, held_out)
-    _write_metrics(out / METRICS, progress.rows)
+    rows = ((r["epoch"], r["split"], *(f"{r[n]:.6g}" for n in _MEASURES)) for r in progress.rows)
+    write_csv(out / METRICS, ("epoch", "split", *_MEASURES), rows)
     training = net.card.training
-    about = {"encoder_kept_epoch": training["kept_epoch"], "head_sha256": training["head_sha256"]}
+    about = {"encoder_kept_epoch": training["kept_epoch"], "head_sha256": training["head_sha256"],
+             "k": training["k"]}  # fmt: skip
     save_head(out / HEAD, head, ready.head.classes, {**ready.head.about, **about})
     fold = Fold("", training["kept_epoch"], progress.rows, net.card.data, notes)
     settings = {**ready.settings.numbers, "seed": ready.job.seed, "precision": ready.precision}
@@ -106,14 +111,14 @@ def numbers(compared: Compared | None) -> dict[str, Any] | None:
         name: dict(zip(names, map(_finite, values), strict=True))
         for name, values in compared.models.items()
     }
-    difference = {name: _finite(v) for name, v in compared.difference._asdict().items()}
-    return {
-        **found,
-        "difference": difference,
-        "bags": compared.bags,
-        "groups": compared.groups,
-        "verdict": compared.verdict,
+    differences = {
+        name: {
+            **{what: _finite(v) for what, v in its._asdict().items()},
+            "verdict": verdict(its),
+        }
+        for name, its in compared.differences.items()
     }
+    return {**found, "differences": differences, "bags": compared.bags, "groups": compared.groups}
 
 
 def told(epoch: int, epochs: int, compared: Compared | None) -> str:
@@ -121,7 +126,7 @@ def told(epoch: int, epochs: int, compared: Compared | None) -> str:
     text = f"epoch {epoch} of {epochs}"
     if compared is None:
         return text
-    (frozen, *_), (tuned, *_) = compared.models.values()
+    frozen, tuned = (compared.models[name][0] for name in (FROZEN, TUNED))
     change = signed(compared.difference.value)
     return f"{text}; AUROC of {compared.bags} held-out bags {frozen:.3f} -> {tuned:.3f} ({change})"
 
@@ -130,7 +135,7 @@ def _result(out: Path, summary: dict[str, Any]) -> FinetuneResult:
     compared = summary["compared"] or {}
     last = {
         f"{name} AUROC": compared[name]["AUROC"]
-        for name in ("frozen", "top-k")
+        for name in (FROZEN, TUNED, OF_K)
         if name in compared and compared[name]["AUROC"] is not None
     }
     return FinetuneResult(
@@ -141,15 +146,6 @@ def _result(out: Path, summary: dict[str, Any]) -> FinetuneResult:
         summary=summary["told"],
         warnings=tuple(summary["notes"]),
     )
-
-
-def _write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for row in rows:
-            numbers = [f"{row[name]:.6g}" for name in ("loss", "accuracy")]
-            writer.writerow([row["epoch"], row["split"], *numbers])
 
 
 def _finite(value: float) -> float | None:

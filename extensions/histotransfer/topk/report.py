@@ -9,10 +9,12 @@ import numpy as np
 from tiaft_extensions.histotransfer.topk.held_out import (
     FROZEN,
     MARGIN,
+    OF_K,
     TUNED,
     Compared,
     HeldOut,
     signed,
+    verdict,
 )
 from tiaft_plugin.page import BLUE, COLOURS, ORANGE, drawing, page, shown, svg, table
 
@@ -62,7 +64,8 @@ def build_report(
 def _headline(compared: Compared) -> str:
     return (
         f"<p><b>{shown(compared.verdict[:1].upper() + compared.verdict[1:])}.</b> Of "
-        f"{compared.bags} held-out bags of {compared.groups} patients, by all their tiles.</p>"
+        f"{compared.bags} held-out bags of {compared.groups} patients, by all their tiles. By the "
+        f"tuned head's k tiles it is {shown(verdict(compared.differences[OF_K]))}.</p>"
     )
 
 
@@ -71,10 +74,10 @@ def _models(compared: Compared) -> str:
         [name, f"{auroc:.3f}", f"{low:.3f} to {high:.3f}", f"{balanced:.3f}"]
         for name, (auroc, low, high, balanced) in compared.models.items()
     ]
-    change = compared.difference
-    rows.append(
-        ["difference", signed(change.value), f"{signed(change.low)} to {signed(change.high)}", ""]
-    )
+    rows += [
+        [f"{name} less {FROZEN}", signed(its.value), f"{signed(its.low)} to {signed(its.high)}", ""]
+        for name, its in compared.differences.items()
+    ]
     return table(("encoder", "AUROC", "95 % interval", "balanced accuracy"), rows)
 
 
@@ -88,31 +91,36 @@ def _explained(found: HeldOut) -> str:
     )
     return (
         f"<p><b>{FROZEN}</b> is the encoder as it was, with the head of the attention run; "
-        f"<b>{TUNED}</b> both, fine-tuned. Whole patients are drawn with replacement, the same for "
-        "both, and Student's t counts the patients. Non-inferior by a margin of "
+        f"<b>{TUNED}</b> both, fine-tuned, by all tiles of a bag, as in the paper; <b>{OF_K}</b> "
+        "by the k tiles that the tuned head attends to the most. Training saw k tiles of a bag: "
+        "where that is a small part, attention to all of them is spread over more tiles than the "
+        "head has learnt from, which leans its probabilities to one side. Whole patients are drawn "
+        "with replacement, the same for all, and Student's t counts the patients. Non-inferior by "
+        "a margin of "
         f"{100 * MARGIN:g} points: the lower end of the difference's interval is above "
         f"{signed(-MARGIN)}.{pooled}</p>"
     )
 
 
 def _bags(found: HeldOut) -> str:
-    """Return the probability of the true class by both, a point a bag."""
+    """Return the probability of the true class, frozen against tuned, a point a bag."""
     from matplotlib.figure import Figure
 
     rows = np.arange(len(found.codes))
-    before, after = (np.exp(scores[rows, found.codes]) for scores in found.scores.values())
+    true = {name: np.exp(scores[rows, found.codes]) for name, scores in found.scores.items()}
     with drawing():
-        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1)
-        for code, label in enumerate(found.classes):
-            of = found.codes == code
-            colour = COLOURS[code % len(COLOURS)]
-            axes.scatter(before[of], after[of], s=14, color=colour, alpha=0.7, label=label)
-        axes.set_xlabel(f"probability of the true class, {FROZEN}")
-        axes.set_ylabel(TUNED)
-        axes.set_aspect("equal")
-        axes.legend(frameon=False)
+        figure = Figure(figsize=(8, 3.9), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), (TUNED, OF_K), strict=True):
+            axes.plot([0, 1], [0, 1], color="#bbb", linewidth=1)
+            for code, label in enumerate(found.classes):
+                of = found.codes == code
+                colour = COLOURS[code % len(COLOURS)]
+                points = (true[FROZEN][of], true[name][of])
+                axes.scatter(*points, s=14, color=colour, alpha=0.7, label=label)
+            axes.set_xlabel(f"probability of the true class, {FROZEN}")
+            axes.set_ylabel(name)
+            axes.set_aspect("equal")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return svg(figure, "Each held-out bag's probability of its true class, before and after")
 
 
@@ -120,9 +128,8 @@ def _folds(folds: Sequence[Fold], by_fold: Sequence[Compared]) -> str:
     rows = []
     for fold, compared in zip(folds, by_fold, strict=True):
         aurocs = [f"{values[0]:.3f}" for values in compared.models.values()]
-        change = signed(compared.difference.value)
-        rows.append([fold.name, compared.groups, compared.bags, fold.kept, *aurocs, change])
-    head = ("fold", "patients", "bags", "kept epoch", f"AUROC, {FROZEN}", TUNED, "difference")
+        rows.append([fold.name, compared.groups, compared.bags, fold.kept, *aurocs])
+    head = ("fold", "patients", "bags", "kept epoch", f"AUROC, {FROZEN}", TUNED, OF_K)
     return table(head, rows)
 
 
@@ -130,8 +137,9 @@ def _learnt(folds: Sequence[Fold]) -> str:
     text = "Of each bag, the tiles with the most attention are seen."
     if any(row["split"] == "val" for fold in folds for row in fold.rows):
         text += (
-            " Epoch 0 is the frozen encoder. Validation bags chose the epoch of the head that "
-            "training began with, which did not learn from them; they choose the epoch here, too."
+            " Epoch 0 is the frozen encoder, by all tiles. Validation bags chose the epoch of the "
+            "head that training began with, which did not learn from them; they choose the epoch "
+            "here, too."
         )
     return f"<p>{text}</p>"
 

@@ -17,7 +17,8 @@ class TopKSettings:
     `attention` is the file of the head to begin with, which ``tiaft probe mil`` wrote; `slides`
     are slides, folders of tiles, or folders that hold them, where samples are stores; `k` tiles
     of each bag learn, `chunk` of them are in memory at once: the gradient is that of all. `keep`
-    is the best epoch on validation bags (accuracy, then loss, then the earliest), or the last.
+    is the best epoch on validation bags (accuracy, then loss, then the earliest; 0 is the frozen
+    encoder), or the last.
     `stain_target` is the image of the stores' stain normalisation, where they had one.
     """
 

@@ -1,6 +1,5 @@
 """What the concept study leaves on disk: tables, pictures, and its part of the report."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from tiaft_extensions.interpretability.concepts.regression import RIDGE
 from tiaft_extensions.interpretability.concepts.study import Asked, Row, Study
 from tiaft_extensions.interpretability.report import SECTION, picture
 from tiaft_extensions.interpretability.subject import Subject
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.page import shown, table
 from tiaft_plugin.tiles.fingerprint import fingerprint
 from tiaft_plugin.tiles.images import read_image
@@ -40,11 +40,11 @@ def write_study(folder: Path, study: Study, subject: Subject, asked: Asked) -> N
         | dict(zip(study.concepts.names, values, strict=True))
         for (file, label, group), values in zip(rows, study.concepts.values.tolist(), strict=True)
     ]
-    _write_csv(folder / "concepts.csv", known)
-    _write_csv(folder / "r2.csv", study.r2)
+    _write_rows(folder / "concepts.csv", known)
+    _write_rows(folder / "r2.csv", study.r2)
     figures = {"figure3": draw_r2(study, asked.how)}
     if study.relevance:
-        _write_csv(folder / "relevance.csv", study.relevance)
+        _write_rows(folder / "relevance.csv", study.relevance)
         figures["relevance"] = draw_relevance(study)
     for name, (_, png) in figures.items():
         (folder / f"{name}.png").write_bytes(png)
@@ -153,11 +153,8 @@ def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_csv(path, rows[0], ([_cell(row[name]) for name in rows[0]] for row in rows))
 
 
 def _cell(value: Any) -> Any:

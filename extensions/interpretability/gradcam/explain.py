@@ -1,6 +1,5 @@
 """``tiaft interpret gradcam``: sure tiles of each class explained, and whole slides."""
 
-import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from tiaft_plugin.engine.sinks import Outlet
 from tiaft_plugin.engine.store import Store
 from tiaft_plugin.engine.store_tiles import read_store_tiles, refuse_other_slide
 from tiaft_plugin.errors import TiaftError
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.progress import progress
 from tiaft_plugin.tiles.tileset import TileSet
 
@@ -121,7 +121,7 @@ def explain_slide(
     """
     check_store(subject, store)
     refuse_other_slide(store, slide)
-    bounds = np.concatenate([block for block, _ in store.blocks()])
+    bounds = store.bounds()
     layer = how.layer or usual_layer(subject)
     canvas: dict[str, SlideMap] = {}
     means = {cls: np.zeros(len(store), np.float32) for cls in classes}
@@ -188,8 +188,8 @@ def write_files(folder: Path, found: Found) -> None:
             for name, plus, plain in zip(examples.names, step.plus, step.plain, strict=False):
                 steps.append([examples.cls, name, step.part, f"{plus:.4f}", f"{plain:.4f}"])
     head = "file,class,probability,plus_mean,plus_max,gradcam_mean,gradcam_max,picture"
-    _write_table(folder / "tiles.csv", head, tiles)
-    _write_table(folder / "sanity.csv", "class,file,random_from,plus,gradcam", steps)
+    write_csv(folder / "tiles.csv", head.split(","), tiles)
+    write_csv(folder / "sanity.csv", ["class", "file", "random_from", "plus", "gradcam"], steps)
 
 
 def panels(examples: Examples) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -263,8 +263,3 @@ def _mpp(store: Store, pixels: np.ndarray) -> tuple[float, float]:
         for mpp, size, drawn in zip(facts["mpp"], facts["size"], pixels.shape[1::-1], strict=True)
     )
     return x, y
-
-
-def _write_table(path: Path, head: str, rows: list[list[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([head.split(","), *rows])

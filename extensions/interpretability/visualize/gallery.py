@@ -1,6 +1,5 @@
 """Pictures of channels, network beside network: the files and the section of the report."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from tiaft_extensions.interpretability.visualize.maximise import (
     width_of,
 )
 from tiaft_plugin import page
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.progress import progress
 
 COMMAND = "visualize"
@@ -118,9 +118,8 @@ def _shown(
 
 
 def _write(folder: Path, subject: Subject, found: Sequence[Shown], seed: int) -> None:
-    for name, rows in (("channels.csv", _channel_rows), ("steps.csv", _step_rows)):
-        with (folder / name).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows(found))
+    for name, rows in (("channels.csv", _channel_rows(found)), ("steps.csv", _step_rows(found))):
+        write_csv(folder / name, next(rows), rows)
     figures = []
     for layer in dict.fromkeys(each.pictures.layer for each in found):
         of_layer = [each for each in found if each.pictures.layer == layer]

@@ -91,10 +91,10 @@ def evaluate(
 ) -> None:
     """Probe models on the tasks of a table, and say what each gains over its base.
 
-    TASKS.csv has a row a task: task, one of tiles, slides and features, labels, column, metric,
-    level, patients, genes, folds, repeats. Features and probes are made once and kept in OUT:
-    interrupted, or with more tasks or models, the same command goes on. Writes evaluation.csv,
-    means.csv and report.html.
+    TASKS.csv has a row a task: task, one of tiles, slides and features, labels, column, split,
+    metric, level, patients, genes, folds, repeats. Features and probes are made once and kept in
+    OUT: interrupted, or with more tasks or models, the same command goes on. Writes
+    evaluation.csv, means.csv, gains.csv, evaluation.json (all three) and report.html.
     """
     from tiaft_extensions.transcriptomics.evaluate.features import FeatureCache
     from tiaft_extensions.transcriptomics.evaluate.finished import read_learnt
@@ -109,7 +109,7 @@ def evaluate(
     if 0 < protocol["permutations"] < LEAST:
         raise click.UsageError(f"--permutations: {LEAST} or more give a p value, 0 leaves them out")
     chosen = read_tasks(tasks, folds=folds, repeats=repeats)
-    candidates = read_models(models)
+    candidates = read_models(models, leave_out)
     learnt = frozenset[str]().union(*map(read_learnt, leave_out))
     refuse_unwritable(out / TABLE)
     cache = FeatureCache(out / FEATURES, device, batch_size)

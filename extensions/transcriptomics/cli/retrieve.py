@@ -63,9 +63,10 @@ def retrieve(
     from tiaft_extensions.transcriptomics.expression.tables import read_expression_table
     from tiaft_plugin.engine.jobs import read_patients
     from tiaft_plugin.errors import TiaftError
-    from tiaft_plugin.files import locked, refuse_unwritable
+    from tiaft_plugin.files import locked, refuse_among_tiles, refuse_unwritable
     from tiaft_plugin.reproduce.leftout import LeftOut
 
+    refuse_among_tiles(out, source)
     finished, left = read_finished(run), LeftOut()
     of = read_patients(patients) if patients else {}
     known = {*of, *of.values(), *finished.patients}

@@ -16,7 +16,6 @@ from tiaft_plugin.cli.options import (
     settings,
 )
 
-UNMATCHED, SLIDES = "unmatched.csv", "slides.csv"
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _COUNT = click.IntRange(min=1)
@@ -138,16 +137,16 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
     test.npz and genes.csv (the test), slides.csv (who is in which set), left_out.csv (genes) and
     unmatched.csv (slides, samples and genes before training).
     """
-    from tiaft_extensions.transcriptomics.tune.samples import read_samples
-    from tiaft_plugin.files import refuse_existing
-    from tiaft_plugin.finetune.interface import FinetuneJob
+    from tiaft_extensions.transcriptomics.tune.outputs import FILES, TABLES, refuse_results
+    from tiaft_extensions.transcriptomics.tune.samples import NamedJob, read_samples
+    from tiaft_plugin.files import refuse_among_tiles
     from tiaft_plugin.finetune.processes import is_first
     from tiaft_plugin.finetune.run import finetune
     from tiaft_plugin.zoo.folder import file_of, names
 
-    if not given["overwrite"]:
-        for name in (UNMATCHED, SLIDES):  # which people have, too, beside their slides
-            refuse_existing(given["out"] / name)
+    # At once: the tiles may take minutes to read.
+    refuse_among_tiles(given["out"], source)
+    refuse_results(given["out"], (*FILES, *TABLES), overwrite=given["overwrite"])
     data = read_samples(
         source,
         given.pop("expression"),
@@ -163,7 +162,7 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
     options = {name: given.pop(name) for name in ("train", "blocks", "pooling", "epochs", "lr",
                                                   "slides", "tiles", "chunk")}  # fmt: skip
     options |= {"genes": given.pop("most_variable"), **given.pop("more")}
-    job = FinetuneJob(
+    job = NamedJob(
         train=data.train,
         val=data.val,
         test=data.test,
@@ -172,14 +171,13 @@ def tune(source: Path, objective: str, register: str | None, init: str, **given:
         init=str(file_of(init)) if init in names() else init,
         options=options,
         notes=tuple(line.strip() for line in data.left.summary()),
+        prepared=data,
         **given,
     )
     if is_first(job):
         for line in (*data.lines, *data.left.summary()):
             click.echo(line, err=True)
     result = finetune(job, f"expression-{objective}", register)
-    data.left.write(job.out / UNMATCHED)
-    data.write_slides(job.out / SLIDES)
     click.echo(result.summary)
     for name in ("model", "report", "metrics"):
         click.echo(f"{name:10}{getattr(result, name)}")

@@ -1,6 +1,5 @@
 """Slides as points: embeddings of images or report texts, laid flat by t-SNE or UMAP."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -10,7 +9,7 @@ import numpy as np
 
 from tiaft_extensions.transcriptomics.evaluate.rows import pooled_stores, pooled_tiles
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_folder_atomically
+from tiaft_plugin.files import write_csv, write_folder_atomically
 from tiaft_plugin.page import COLOURS, drawing, visible
 from tiaft_plugin.probes.features import feature_table, read_tiles
 from tiaft_plugin.probes.interface import FeatureTable
@@ -83,7 +82,13 @@ def flatten(
     for group in groups:
         rows = np.concatenate([table.values for table in group]).astype(np.float64)
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        places = _laid_flat(rows / np.where(lengths > 0, lengths, 1), method, perplexity, seed)
+        rows /= np.where(lengths > 0, lengths, 1)
+        if rows.shape[1] < 2 or (rows == rows[0]).all():  # t-SNE would crash
+            raise TiaftError(
+                f"{group[0].name} makes no picture: its slides have one number each, or differ in "
+                "nothing but length"
+            )
+        places = _laid_flat(rows, method, perplexity, seed)
         ends = np.cumsum([len(table.keys) for table in group])[:-1]
         parts = np.split(places, ends)
         found += [Flat(t.name, t.keys, part) for t, part in zip(group, parts, strict=True)]
@@ -143,12 +148,12 @@ def write_embedding(
 ) -> None:
     """Write the folder OUT, all of it or nothing: the picture, and the coordinates."""
     with write_folder_atomically(out, overwrite=overwrite) as folder:
-        with (folder / COORDINATES).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("set", "slide", "label", "x", "y"))
-            for flat in flats:
-                for key, (x, y) in zip(flat.keys.tolist(), flat.places.tolist(), strict=True):
-                    writer.writerow((flat.name, key, lookup(key, labels), f"{x:.6g}", f"{y:.6g}"))
+        rows = (
+            (flat.name, key, lookup(key, labels), f"{x:.6g}", f"{y:.6g}")
+            for flat in flats
+            for key, (x, y) in zip(flat.keys.tolist(), flat.places.tolist(), strict=True)
+        )
+        write_csv(folder / COORDINATES, ("set", "slide", "label", "x", "y"), rows)
         _draw(folder / PICTURE, flats, labels, together)
 
 

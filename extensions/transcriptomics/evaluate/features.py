@@ -42,7 +42,6 @@ class FeatureCache:
     folder: Path
     device: str = "auto"
     batch_size: int = 32
-    workers: int = 0
     _tiles: dict[Path, Tiles] = field(default_factory=dict)
 
     def check(self, task: Task, candidate: Candidate) -> None:
@@ -91,11 +90,7 @@ class FeatureCache:
         if file.exists():
             return file
         found = extract_tiles(
-            tiles.set,
-            candidate.model,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            device=self.device,
+            tiles.set, candidate.model, batch_size=self.batch_size, device=self.device
         )
         about = {**found.about, "warnings": list(found.warnings)}
         source = {"models": found.about["models"], "about": about}
@@ -113,11 +108,7 @@ class FeatureCache:
         name = f"{plain(path.stem)}-{digest(sha256_of(path), candidate.identity)}"
         folder = self.folder / plain(candidate.name) / name
         engine = make_engine(
-            "features",
-            candidate.model,
-            batch_size=self.batch_size,
-            workers=max(1, self.workers),
-            device=self.device,
+            "features", candidate.model, batch_size=self.batch_size, device=self.device
         )
         jobs = [SlideJob(row.slide, row.mask, row.mpp, row.patient) for row in read_cohort(path)]
         failed = [

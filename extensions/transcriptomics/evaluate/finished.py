@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tiaft_extensions.transcriptomics.evaluate.models import SLIDES
 from tiaft_extensions.transcriptomics.expression.scaling import GeneScale
 from tiaft_extensions.transcriptomics.expression.tables import Expression
 from tiaft_extensions.transcriptomics.tune.loop import Tuned
 from tiaft_extensions.transcriptomics.tune.losses import Contrastive, Direct
 from tiaft_extensions.transcriptomics.tune.outputs import HEADS, MODEL
+from tiaft_extensions.transcriptomics.tune.samples import SETS, SLIDES
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
 from tiaft_extensions.transcriptomics.tune.towers import ImageTower
 from tiaft_plugin.errors import TiaftError
@@ -123,7 +123,13 @@ def _read_slides(path: Path) -> list[dict[str, str]]:
     """Return slide, patient and set of each slide."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            return [{name: row[name] for name in ("slide", "patient", "set")} for row in rows]
+            table = csv.DictReader(file)
+            rows = [{name: row[name] for name in ("slide", "patient", "set")} for row in table]
+        if not rows or any(row["set"] not in SETS for row in rows):  # cut short: who has learnt?
+            raise ValueError("no sets")
+        return rows
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise TiaftError(f"{path}: columns slide, patient and set expected") from error
+        raise TiaftError(
+            f"{path}: columns slide, patient and set expected, and in that {', '.join(SETS)}: "
+            "it is not as `tiaft transcriptomics tune` wrote it"
+        ) from error

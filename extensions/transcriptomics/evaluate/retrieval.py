@@ -14,6 +14,7 @@ from tiaft_extensions.transcriptomics.evaluate.models import Candidate, identity
 from tiaft_extensions.transcriptomics.evaluate.report import aligned, write_table
 from tiaft_extensions.transcriptomics.expression.pairs import match_slides
 from tiaft_extensions.transcriptomics.expression.tables import Expression
+from tiaft_extensions.transcriptomics.means import means_of
 from tiaft_extensions.transcriptomics.tune.losses import Contrastive
 from tiaft_extensions.transcriptomics.tune.scores import (
     CHANCE,
@@ -99,10 +100,7 @@ class Paired:
 
     def by_patient(self, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Return the mean (P, ·) of the chosen slides of each patient, patients sorted."""
-        names, of = np.unique(self.patients[chosen], return_inverse=True)
-        total = np.zeros((len(names), values.shape[1]))
-        np.add.at(total, of, values[chosen])
-        return total / np.bincount(of)[:, None]
+        return means_of(values[chosen], self.patients[chosen])
 
 
 def retrieve(
@@ -123,6 +121,8 @@ def retrieve(
     in `source` that the run has seen, ranks by what it predicts. Raises TiaftError.
     """
     own = Candidate("tuned", str(run.model), "", identity_of(str(run.model)))
+    if base:
+        identity_of(base)  # raises where there is no such model, before features are computed
     pictures = read_pictures(source, own, cache)
     pairs = _pair(run, source, pictures, expression, patients or {}, left)
     learnt = len(np.unique(pairs.patients[pairs.seen]))

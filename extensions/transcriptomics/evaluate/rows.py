@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_extensions.transcriptomics.evaluate.tasks import PEARSON, Task
+from tiaft_extensions.transcriptomics.evaluate.tasks import PEARSON, TEST, TRAIN, Task
+from tiaft_extensions.transcriptomics.means import means_of
 from tiaft_plugin.engine.jobs import read_patients
 from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.probes.features import feature_table, read_tiles
@@ -18,6 +19,7 @@ from tiaft_plugin.probes.slides import name_patients
 from tiaft_plugin.probes.stores import checked_chunks, open_stores, source_of
 from tiaft_plugin.probes.tables import KEYS
 from tiaft_plugin.tiles.colour import COLOUR_WIDTH
+from tiaft_plugin.tiles.words import some
 
 
 def read_rows(task: Task, path: Path, name: str) -> FeatureTable:
@@ -46,14 +48,14 @@ def pooled_tiles(
         raise TiaftError(f"{path}: tiles without a slide (group, or a folder a slide)")
     of_slide = _patients_of(tiles, patients, str(path))
     units = slides if level == "slide" else of_slide
-    keys, first, of = np.unique(units, return_index=True, return_inverse=True)
+    keys, first = np.unique(units, return_index=True)
     return feature_table(
         path,
         tiles.name,
         keys,
-        _means(tiles.values, of, len(keys)),
+        means_of(tiles.values, units),
         groups=of_slide[first],
-        colour=None if tiles.colour is None else _means(tiles.colour, of, len(keys)),
+        colour=None if tiles.colour is None else means_of(tiles.colour, units),
         source=tiles.source,
     )
 
@@ -103,6 +105,21 @@ def read_targets(task: Task) -> Targets | None:
     found = read_labels(task.labels, "classes", key_columns=keys, label=task.column)
     refuse_one_class(found)
     return found
+
+
+def read_split(task: Task) -> Targets:
+    """Return the part of each row, train or test, of a task that has a split. Raises TiaftError."""
+    assert task.labels is not None
+    keys: Sequence[str] = KEYS if task.level == "tile" else (task.level, *KEYS)
+    found = read_labels(task.labels, "classes", key_columns=keys, label=task.split)
+    parts = np.char.lower(found.values)
+    unknown = sorted(set(parts.tolist()) - {TRAIN, TEST, ""})
+    if unknown:
+        raise TiaftError(
+            f"{task.labels}: column {task.split} holds {some(unknown)}: {TRAIN} and {TEST} are "
+            "known, and empty cells leave rows out"
+        )
+    return replace(found, values=parts)
 
 
 def refuse_one_class(targets: Targets) -> None:
@@ -155,10 +172,3 @@ def _stems(slides: np.ndarray) -> np.ndarray:
     """Return slides' names without the suffix of a file, where they still differ so."""
     stems = np.array([PurePath(slide).stem for slide in slides.tolist()])
     return stems if len(np.unique(stems)) == len(np.unique(slides)) else slides
-
-
-def _means(values: np.ndarray, of: np.ndarray, count: int) -> np.ndarray:
-    """Return (count, D) float64: the mean of the rows (N, D) that are `of` each."""
-    sums = np.zeros((count, values.shape[1]))
-    np.add.at(sums, of, values.astype(np.float64))
-    return sums / np.bincount(of, minlength=count)[:, None]

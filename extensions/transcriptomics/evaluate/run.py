@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,22 @@ from threadpoolctl import threadpool_limits
 
 from tiaft_extensions.transcriptomics.evaluate.features import FeatureCache, plain
 from tiaft_extensions.transcriptomics.evaluate.finished import read_learnt
+from tiaft_extensions.transcriptomics.evaluate.held_out import run_held_out, split_table
 from tiaft_extensions.transcriptomics.evaluate.measures import (
     Mean,
     Measured,
+    Pair,
+    comparable,
     difference,
+    gain_difference,
     mean_difference,
+    measure_scores,
     measured,
 )
 from tiaft_extensions.transcriptomics.evaluate.models import Candidate
 from tiaft_extensions.transcriptomics.evaluate.rows import (
     read_rows,
+    read_split,
     read_targets,
     targets_of,
     without,
@@ -72,7 +79,9 @@ class Cell:
 class Evaluation:
     """All cells, by task and model; the mean difference of each model that has a base.
 
-    `left_out` is how many names, of patients and their slides, were to be left out.
+    `gains` are by (model, other): what the one gains over its base less what the other does, over
+    the tasks that both have. `left_out` is how many names, of patients and their slides, were to
+    be left out.
     """
 
     tasks: Sequence[Task]
@@ -80,6 +89,7 @@ class Evaluation:
     protocol: Protocol
     cells: dict[tuple[str, str], Cell]
     means: dict[str, Mean]
+    gains: dict[tuple[str, str], Mean]
     notes: Sequence[str]
     left_out: int = 0
 
@@ -113,28 +123,35 @@ def evaluate(
     these names. Raises TiaftError.
     """
     say = say or (lambda line: None)
-    targets = {task.name: _targets(task) for task in tasks}
+    targets = {task.name: _read(task, read_targets) for task in tasks}
+    splits = {task.name: _read(task, read_split) if task.split else None for task in tasks}
     for task in tasks:
         for model in models:
             cache.check(task, model)
     cells: dict[tuple[str, str], Cell] = {}
     for task in tasks:
         for model in models:
-            cell = _cell(task, model, targets[task.name], out, protocol, cache, leave_out, workers)
+            labels = targets[task.name], splits[task.name]
+            cell = _cell(task, model, *labels, out, protocol, cache, leave_out, workers)
             cells[task.name, model.name] = cell
             value = cell.failed or f"{cell.score.value:.3f}"  # type: ignore[union-attr]
             say(f"{task.name} by {model.name}: {value}")
     with threadpool_limits(1):  # sums over several threads differ in their last bits
         cells = {key: _against_base(cell, cells) for key, cell in cells.items()}
         means = {model.name: _mean(model, tasks, cells, protocol) for model in models if model.base}
+        gains = {
+            (model.name, other.name): _gain(model, other, tasks, cells, protocol)
+            for other, model in combinations([model for model in models if model.base], 2)
+        }
     known = {name: mean for name, mean in means.items() if mean is not None}
+    more = {names: mean for names, mean in gains.items() if mean is not None}
     notes = dict.fromkeys(note for cell in cells.values() for note in cell.notes)
-    return Evaluation(tasks, models, protocol, cells, known, tuple(notes), len(leave_out))
+    return Evaluation(tasks, models, protocol, cells, known, more, tuple(notes), len(leave_out))
 
 
-def _targets(task: Task) -> Targets | None:
+def _read(task: Task, read: Callable[[Task], Targets | None]) -> Targets | None:
     try:
-        return read_targets(task)
+        return read(task)
     except TiaftError as error:
         raise TiaftError(f"{task.where}: {error}") from error
 
@@ -143,6 +160,7 @@ def _cell(
     task: Task,
     model: Candidate,
     targets: Targets | None,
+    split: Targets | None,
     out: Path,
     protocol: Protocol,
     cache: FeatureCache,
@@ -154,8 +172,12 @@ def _cell(
         table = replace(read_rows(task, cache.of(task, model), model.name), unit=task.level)
         wanted = targets_of(task, table, targets)
         table, wanted = without(table, wanted, leave_out)
+        if split is not None:
+            table, wanted = split_table(table, wanted, targets_of(task, table, split))
         name = f"{plain(model.name)}-{_sha256(task, table, wanted, protocol)[:8]}"
         folder = out / PROBES / plain(task.name) / name
+        if split is not None:
+            return _held_out(task, model, table, wanted, folder, protocol)
         if (folder / "summary.json").is_file():  # a probe writes it last
             result = read_result(folder)
         else:
@@ -181,15 +203,42 @@ def _cell(
     return Cell(task, model, folder, score, colour, warnings=warnings, notes=notes)
 
 
+def _held_out(
+    task: Task,
+    model: Candidate,
+    table: FeatureTable,
+    targets: Targets,
+    folder: Path,
+    protocol: Protocol,
+) -> Cell:
+    """Measure a task on its own test rows. Raises TiaftError."""
+    with threadpool_limits(1):
+        found = run_held_out(task, table, targets, folder, protocol)
+        score, colour = (
+            measure_scores(found.problem, found.scores[name], task.metric, protocol.draws,
+                           protocol.seed) if name in found.scores else None
+            for name in (model.name, COLOUR)
+        )  # fmt: skip
+    assert score is not None
+    notes = (*table.source.get("about", {}).get("warnings", ()), *_familiar(task, model, score))
+    return Cell(task, model, None, score, colour, warnings=found.warnings, notes=notes)
+
+
 def _familiar(task: Task, model: Candidate, score: Measured) -> list[str]:
     """Return a sentence on patients that a model has learnt from, where there are such."""
-    learnt = read_learnt(model.run) if model.run else frozenset()
+    run = model.run
+    if run is None and model.on_expression:
+        return [
+            f"{model.name} was fine-tuned on expression of patients that its file does not name: "
+            "--leave-out RUN, the folder of its `tune`, leaves them out"
+        ]
+    learnt = read_learnt(run) if run else frozenset()
     count = len(learnt & set(score.problem.groups.tolist()))
     if not count:
         return []
     return [
         f"{task.name}: {model.name} has learnt from {count} of the {score.problem.clusters} "
-        f"patients: --leave-out {model.run} leaves them out"
+        f"patients: --leave-out {run} leaves them out"
     ]
 
 
@@ -197,16 +246,20 @@ def _sha256(task: Task, table: FeatureTable, targets: Targets, protocol: Protoco
     """Return a hash of all that decides what a probe finds."""
     probe = find_probe(task.probe)
     about = [
-        [probe.name, probe.plugin, dict(probe.thing.settings), versions(probe.plugin)],
+        [probe.name, probe.plugin, dict(probe.thing.settings), versions(probe)],
         [task.level, task.folds, task.repeats, vars(protocol), list(targets.names)],
     ]
     found = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-    arrays = (table.keys, table.values, table.groups, table.colour)
+    arrays = (table.keys, table.values, table.groups, table.colour, *_parts(task, table))
     for array in (*arrays, targets.keys, targets.values, targets.groups):
         if array is not None:
             found.update(str((array.dtype, array.shape)).encode())
             found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
+
+
+def _parts(task: Task, table: FeatureTable) -> tuple[np.ndarray | None, ...]:
+    return (table.labels,) if task.split else ()
 
 
 def _against_base(cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
@@ -224,9 +277,28 @@ def _against_base(cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
 def _mean(
     model: Candidate, tasks: Sequence[Task], cells: dict[tuple[str, str], Cell], protocol: Protocol
 ) -> Mean | None:
+    pairs = [pair for task in tasks if (pair := _pair(model, task, cells)) is not None]
+    return mean_difference(pairs, protocol.draws, protocol.seed) if pairs else None
+
+
+def _gain(
+    model: Candidate,
+    other: Candidate,
+    tasks: Sequence[Task],
+    cells: dict[tuple[str, str], Cell],
+    protocol: Protocol,
+) -> Mean | None:
     pairs = []
     for task in tasks:
-        own, base = cells[task.name, model.name], cells[task.name, model.base]
-        if own.delta is not None and own.score is not None and base.score is not None:
-            pairs.append((own.score, base.score))
-    return mean_difference(pairs, protocol.draws, protocol.seed) if pairs else None
+        own, its = _pair(model, task, cells), _pair(other, task, cells)
+        if own is not None and its is not None and comparable(own[0], its[0]):
+            pairs.append((own, its))
+    return gain_difference(pairs, protocol.draws, protocol.seed) if pairs else None
+
+
+def _pair(model: Candidate, task: Task, cells: dict[tuple[str, str], Cell]) -> Pair | None:
+    """Return what a model and its base score in a task, where there is a difference."""
+    own, base = cells[task.name, model.name], cells[task.name, model.base]
+    if own.delta is None or own.score is None or base.score is None:
+        return None
+    return own.score, base.score

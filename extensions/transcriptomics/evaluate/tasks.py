@@ -12,10 +12,11 @@ PEARSON = "mean Pearson"
 METRICS = ("balanced accuracy", "accuracy", "macro F1", "AUROC", "AUPRC", PEARSON)
 LEVELS = ("tile", "slide", "patient")
 SOURCES = ("tiles", "slides", "features")
+TRAIN, TEST = "train", "test"  # the parts of a split
 MODEL = "{model}"  # in a path of features: the model's name
 COLUMNS = (
-    "task", *SOURCES, "labels", "column", "genes", "metric", "level", "patients", "folds",
-    "repeats", "note",
+    "task", *SOURCES, "labels", "column", "split", "genes", "metric", "level", "patients",
+    "folds", "repeats", "note",
 )  # fmt: skip
 FOLDS, REPEATS = 5, 10
 
@@ -25,8 +26,9 @@ class Task:
     """One row: `path` is of tiles, of a table of slides, or of features, by `source`.
 
     `column` of `labels` holds the classes; of `mean Pearson`, every column is a gene, or those that
-    `genes` lists. A row of the probe is what `level` says; folds keep patients together. `where`
-    is what messages begin with.
+    `genes` lists. A row of the probe is what `level` says; folds keep patients together. `split`
+    is the column of `labels` that has a part for each row, in place of folds, "" where none has.
+    `where` is what messages begin with.
     """
 
     where: str
@@ -37,6 +39,7 @@ class Task:
     level: str
     labels: Path | None = None
     column: str = "label"
+    split: str = ""
     genes: Path | None = None
     patients: Path | None = None
     folds: int = FOLDS
@@ -101,11 +104,15 @@ def _task(table: Path, row: int, cells: dict[str, str], folds: int, repeats: int
         level=_known(where, "level", cells.get("level", "") or LEVELS[0], LEVELS),
         labels=paths["labels"],
         column=cells.get("column", "") or "label",
+        split=cells.get("split", ""),
         genes=paths["genes"],
         patients=paths["patients"],
         folds=_count(where, "folds", cells.get("folds", ""), folds, 2),
         repeats=_count(where, "repeats", cells.get("repeats", ""), repeats, 1),
     )
+    folded = [name for name in ("folds", "repeats") if cells.get(name)]
+    if task.split and folded:
+        raise TiaftError(f"{where}: {folded[0]} of which split? Column split takes their place")
     _refuse_misfits(task, bool(cells.get("column")))
     return task
 
@@ -139,6 +146,10 @@ def _refuse_misfits(task: Task, column: bool) -> None:
         wrong = f"{task.metric} by {task.level} needs labels, a table with a row a {task.level}"
     elif task.labels is None and column:
         wrong = f"column {task.column} is of which table? labels names none"
+    elif task.split and task.labels is None:
+        wrong = f"split {task.split} is a column of labels, and labels names no table"
+    elif task.split and of_genes:
+        wrong = f"split is for classes: {PEARSON} is measured by folds"
     elif of_genes and task.level != "patient":
         wrong = f"{PEARSON} is of genes, and a row a patient: level patient, not {task.level}"
     elif of_genes and column:

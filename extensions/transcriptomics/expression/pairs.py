@@ -31,14 +31,13 @@ def match_slides(
     expression: Expression,
     *,
     patients: Mapping[str, str] | None = None,
-    sample_types: Sequence[str] = (PRIMARY,),
     left: LeftOut | None = None,
 ) -> Pairs:
     """Return the slides whose sample is in the table; `left` gets the others, with reasons.
 
     A sample's name is a slide's, with or without its suffix; a patient's, by `patients` (slide to
-    patient); or a TCGA barcode. Of barcodes those of the slide's own sample type are taken, of
-    `sample_types` where the slide's name tells none, and of several the first in sorted order.
+    patient); or a TCGA barcode. Of barcodes those of the slide's own sample type are taken,
+    primary tumours where the slide's name tells none, and of several the first in sorted order.
     Raises TiaftError where nothing matches.
     """
     left = left if left is not None else LeftOut()
@@ -47,7 +46,7 @@ def match_slides(
     found: dict[str, tuple[str, int]] = {}
     for slide in sorted(set(slides)):
         patient = _patient_of(slide, patients or {})
-        row = _row_of(slide, patient, place, by_barcode, sample_types)
+        row = _row_of(slide, patient, place, by_barcode)
         if isinstance(row, str):
             left.add("slide", [slide], row)
         else:
@@ -95,7 +94,6 @@ def _row_of(
     patient: str,
     place: Mapping[str, int],
     by_barcode: Mapping[str, Mapping[str, Sequence[str]]],
-    sample_types: Sequence[str],
 ) -> int | str:
     """Return a slide's place among the samples, or why it has none."""
     for name in (slide, PurePath(slide).stem, patient):
@@ -107,11 +105,9 @@ def _row_of(
     if kinds is None:
         return f"its patient ({patient}) has no sample in the expression table"
     told = read_slide_name(PurePath(slide).name)
-    own = told.type if told else ""
-    for kind in (*((own,) if own else sample_types), ""):
+    own = (told.type if told else "") or PRIMARY
+    for kind in (own, ""):
         if kind in kinds:
             return place[kinds[kind][0]]
-    wanted = ", ".join(kind_of(kind) for kind in ([own] if own else sample_types))
-    return (
-        f"its patient has samples of {', '.join(map(kind_of, sorted(kinds)))} only, not of {wanted}"
-    )
+    there = ", ".join(map(kind_of, sorted(kinds)))
+    return f"its patient has samples of {there} only, not of {kind_of(own)}"

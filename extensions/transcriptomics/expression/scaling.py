@@ -22,10 +22,6 @@ class GeneScale:
         """Return (n, G) float32, standardised, of rows (n, all genes of the table)."""
         return ((values[:, self.columns] - self.mean) / self.sd).astype(np.float32)
 
-    def back(self, scaled: np.ndarray) -> np.ndarray:
-        """Return what `__call__` standardised, (n, G) float64."""
-        return scaled * self.sd + self.mean
-
 
 def scale_genes(
     values: np.ndarray,

@@ -1,6 +1,7 @@
 """The table that probes and fine-tuning read: a row a patient, ln(TPM + 1)."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import numpy as np
 from tiaft_extensions.transcriptomics.expression.pairs import Pairs, match_slides
 from tiaft_extensions.transcriptomics.expression.tables import read_expression_table
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import refuse_existing, write_atomically
-from tiaft_plugin.reproduce.leftout import LeftOut
+from tiaft_plugin.files import write_atomically, write_csv
+from tiaft_plugin.reproduce.leftout import COLUMNS, LeftOut
 
 EXPRESSION, SLIDES, LEFT_OUT = "expression.csv", "slides.csv", "left_out.csv"
 
@@ -26,15 +27,15 @@ def write_tidy(
     genes_in: str = "",
     layer: str = "",
 ) -> list[str]:
-    """Write ``expression.csv`` and ``left_out.csv``, with slides ``slides.csv``, too.
+    """Write ``left_out.csv``, with slides ``slides.csv``, and ``expression.csv``, the last.
 
-    Returns what was recognised, in lines. Without slides a row is a sample. Raises TiaftError.
+    Killed before that, the same call finds what it would write and writes the rest. Returns what
+    was recognised, in lines. Without slides a row is a sample. Raises TiaftError.
     """
     from tiaft_plugin.engine.jobs import read_patients
     from tiaft_plugin.reproduce.genes import read_genes
 
-    for name in (EXPRESSION, SLIDES, LEFT_OUT):
-        refuse_existing(out / name)
+    _refuse_other(out / EXPRESSION)
     left = LeftOut()
     names = slide_names(slides) if slides else []
     of = read_patients(patients) if patients else {}
@@ -54,15 +55,22 @@ def write_tidy(
         *found.notes,
     ]
     keys, rows = list(found.samples), np.arange(len(found.samples))
+    beside: dict[str, str | None] = {SLIDES: None}
     if slides:
         pairs = match_slides(names, found, patients=of, left=left)
         told.append(f"{len(pairs.slides)} of {len(names)} slides have a sample")
         keys, rows = _by_patient(pairs, left)
-        _write(out / SLIDES, ("slide", "patient"), zip(pairs.slides, pairs.patients, strict=True))
+        beside[SLIDES] = _text(("slide", "patient"), zip(pairs.slides, pairs.patients, strict=True))
+    beside[LEFT_OUT] = _text(COLUMNS, left.lines)
+    for name, text in beside.items():
+        _refuse_other(out / name, text)
+    for name, text in beside.items():
+        if text is not None:
+            with write_atomically(out / name) as part:
+                part.write_text(text, encoding="utf-8", newline="")
     values = found.values[rows]
     lines = ([key, *map(repr, row)] for key, row in zip(keys, values.tolist(), strict=True))
-    _write(out / EXPRESSION, ("patient", *found.genes), lines)
-    left.write(out / LEFT_OUT)
+    write_csv(out / EXPRESSION, ("patient", *found.genes), lines)
     return [*told, *left.summary()]
 
 
@@ -89,11 +97,13 @@ def _by_patient(pairs: Pairs, left: LeftOut) -> tuple[list[str], np.ndarray]:
     return sorted(rows), np.array([rows[patient] for patient in sorted(rows)])
 
 
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    with (
-        write_atomically(path, overwrite=False) as part,
-        part.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+def _refuse_other(path: Path, text: str | None = None) -> None:
+    """Raise TiaftError for a file, unless it has this text: an earlier run may have left it."""
+    if path.exists() and (text is None or path.read_bytes() != text.encode()):
+        raise TiaftError(f"{path} exists already: choose another folder for --out, or remove it")
+
+
+def _text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    return text.getvalue()

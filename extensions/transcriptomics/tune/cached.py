@@ -21,6 +21,7 @@ from tiaft_plugin.errors import TiaftError
 from tiaft_plugin.files import sha256_of
 from tiaft_plugin.finetune.interface import FinetuneJob, Samples
 from tiaft_plugin.network.backbone import pooled_width
+from tiaft_plugin.network.card import has_card, read_card
 from tiaft_plugin.network.net import Network
 from tiaft_plugin.network.precision import exact_float32
 from tiaft_plugin.network.weights import sha256_of_weights
@@ -92,6 +93,7 @@ def _store_identity(path: Path) -> str:
 def _refuse_other_models(job: FinetuneJob, samples: Samples, net: Network) -> None:
     """Raise TiaftError for stores of features that the job's encoder does not give."""
     own = sha256_of(job.init) if Path(job.init).is_file() else ""
+    card = read_card(job.init) if own and has_card(Path(job.init)) else None
     for path in (path for its in samples.files for path in its):
         store = read_store(path)
         width = pooled_width(net.part_a)
@@ -100,8 +102,15 @@ def _refuse_other_models(job: FinetuneJob, samples: Samples, net: Network) -> No
                 f"{path} has features of model {store.facts['model']['name']}, not of {job.init}: "
                 "give the model that extracted them"
             )
+        if card is not None and card.hidden:
+            raise TiaftError(
+                f"{path} has features after the hidden layers of {job.init}, which a tuned model "
+                "has no more: give tiles, or features by the encoder alone (`tiaft models create "
+                f"FILE --init {job.init} --tile-size {card.tile_size} --mpp {card.mpp}` makes it)"
+            )
         if store.values.shape[1] != width:
+            remedy = "leave --backbone out" if own else "give the model that extracted them"
             raise TiaftError(
                 f"{path} has {store.values.shape[1]} features, {net.card.backbone} gives {width}: "
-                "give the model that extracted them"
+                f"{remedy}"
             )

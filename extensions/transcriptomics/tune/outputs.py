@@ -1,22 +1,23 @@
 """The files of a run: the model, its heads, metrics, what the test found, and a page."""
 
-import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tiaft_extensions.transcriptomics.tune.checks import Data, patients_of
-from tiaft_extensions.transcriptomics.tune.loop import Progress, Tuned
+from tiaft_extensions.transcriptomics.tune.loop import Tuned
 from tiaft_extensions.transcriptomics.tune.report import lines_of, plain, report
+from tiaft_extensions.transcriptomics.tune.samples import SLIDES, UNMATCHED, NamedJob
 from tiaft_extensions.transcriptomics.tune.scores import DRAWS, Score
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
 from tiaft_extensions.transcriptomics.tune.tested import Tested
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import refuse_existing, write_atomically, write_csv
+from tiaft_plugin.finetune.epochs import Progress
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult
+from tiaft_plugin.finetune.unfinished import is_being_written
 from tiaft_plugin.network.file import save_model
 from tiaft_plugin.network.net import Network
 
@@ -25,6 +26,7 @@ METRICS, GENES = "metrics.csv", "genes.csv"
 TEST, SUMMARY, PREDICTED = "test.csv", "test.json", "test.npz"
 LEFT_OUT, REPORT = "left_out.csv", "report.html"
 FILES = (MODEL, HEADS, METRICS, GENES, TEST, SUMMARY, PREDICTED, LEFT_OUT, REPORT)
+TABLES = (SLIDES, UNMATCHED)  # of a job that knows its slides by name
 _MEASURES = ("pearson", "recall@1", "recall@10")
 
 
@@ -47,15 +49,30 @@ class Outcome:
         return self.found.best["epoch"] if self.found.best else self.settings.epochs
 
 
+def files_of(job: FinetuneJob) -> tuple[str, ...]:
+    """Return the names of the files that a job's run writes."""
+    return (*FILES, *TABLES) if isinstance(job, NamedJob) else FILES
+
+
+def refuse_results(out: Path, names: Iterable[str], *, overwrite: bool) -> None:
+    """Raise TiaftError where an earlier run has left its results, or somebody a file so called."""
+    if not overwrite and not is_being_written(out):
+        for name in names:
+            refuse_existing(out / name)
+
+
 def write_run(outcome: Outcome, net: Network) -> FinetuneResult:
     """Write all files, each atomically, the model last; return where they lie."""
-    out, found, test = outcome.job.out, outcome.found, outcome.test
-    for name in FILES:
+    job, found, test = outcome.job, outcome.found, outcome.test
+    out = job.out
+    for name in files_of(job):
         (out / name).unlink(missing_ok=True)
+    if isinstance(job, NamedJob):
+        job.prepared.write(out)
     measured = [name for name in _MEASURES if any(name in row for row in found.rows)]
     columns = ["epoch", "split", "loss", *measured, "lr"]
     rows = [[plain(row.get(name)) for name in columns] for row in found.rows]
-    _write_table(out / METRICS, columns, rows)
+    write_csv(out / METRICS, columns, rows)
     if test is not None:
         _write_test(out, test, outcome.data)
     outcome.data.left.write(out / LEFT_OUT)
@@ -89,10 +106,10 @@ def _write_test(out: Path, test: Tested, data: Data) -> None:
     """Write the test's scores, those of each gene, what was predicted, and a summary as JSON."""
     genes = data.scale.names
     rows = [[*its[:3], *map(plain, its[3:])] for its in test.scores]
-    _write_table(out / TEST, Score._fields, rows)
+    write_csv(out / TEST, Score._fields, rows)
     cells = zip(genes, *(column.tolist() for column in test.genes.values()), strict=True)
     by_gene = [[gene, *map(plain, values)] for gene, *values in cells]
-    _write_table(out / GENES, ["gene", *test.genes], by_gene)
+    write_csv(out / GENES, ["gene", *test.genes], by_gene)
     patients = np.unique(patients_of(data.sets["test"]))
     arrays = {"observed": test.observed, **test.predicted}
     with write_atomically(out / PREDICTED) as part:
@@ -113,13 +130,6 @@ def _write_test(out: Path, test: Tested, data: Data) -> None:
     }
     with write_atomically(out / SUMMARY) as part:
         part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_table(path: Path, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
-    with write_atomically(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 def _write_heads(outcome: Outcome) -> None:

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from tiaft_extensions.transcriptomics.tune.checks import Data
-from tiaft_extensions.transcriptomics.tune.loop import Progress
 from tiaft_extensions.transcriptomics.tune.scores import CHANCE, MEAN_R, Score
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
 from tiaft_extensions.transcriptomics.tune.tested import Tested
+from tiaft_plugin.finetune.epochs import Progress
 from tiaft_plugin.page import BLUE, COLOURS, drawing, page, shown, svg, table
 
 _PRINTED = {

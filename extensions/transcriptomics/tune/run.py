@@ -13,19 +13,25 @@ import torch
 from tiaft_extensions.transcriptomics.tune.bags import Bags, FeatureBags
 from tiaft_extensions.transcriptomics.tune.cached import Cache, digest, identity
 from tiaft_extensions.transcriptomics.tune.checks import Data, check_data, patients_of
-from tiaft_extensions.transcriptomics.tune.loop import Split, Tuned, Work, run
+from tiaft_extensions.transcriptomics.tune.loop import SlideEpochs, Split, Tuned
 from tiaft_extensions.transcriptomics.tune.losses import Contrastive, Direct
-from tiaft_extensions.transcriptomics.tune.outputs import FILES, Outcome, write_run
+from tiaft_extensions.transcriptomics.tune.outputs import (
+    Outcome,
+    files_of,
+    refuse_results,
+    write_run,
+)
 from tiaft_extensions.transcriptomics.tune.projected import HEAD, SUFFIX, WIDTH, fill
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings, read_settings
 from tiaft_extensions.transcriptomics.tune.tested import Tested, measure_test
-from tiaft_extensions.transcriptomics.tune.towers import Encoder, ImageTower, trained_modules
+from tiaft_extensions.transcriptomics.tune.towers import ImageTower, trained_modules
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import refuse_existing
+from tiaft_plugin.finetune.encoder import Encoder
+from tiaft_plugin.finetune.epochs import Work
 from tiaft_plugin.finetune.interface import FinetuneJob, FinetuneResult, Samples
 from tiaft_plugin.finetune.origin import describe_init, licence_of
 from tiaft_plugin.finetune.processes import is_first, launched, make_fabric, quiet
-from tiaft_plugin.finetune.unfinished import is_being_written, now_written, unfinished
+from tiaft_plugin.finetune.unfinished import now_written, unfinished
 from tiaft_plugin.network.backbone import DEFAULT_TILE_SIZE, pooled_width
 from tiaft_plugin.network.card import has_card, read_card
 from tiaft_plugin.network.create import create_network
@@ -48,9 +54,7 @@ def run_job(job: FinetuneJob, objective: str) -> FinetuneResult:
     TiaftError.
     """
     settings = _settings_of(job)
-    if not job.overwrite and not is_being_written(job.out):
-        for name in FILES:
-            refuse_existing(job.out / name)
+    refuse_results(job.out, files_of(job), overwrite=job.overwrite)
     device, first = pick_device(job.device), is_first(job)
     data = check_data(job, settings, objective)
     net = _create(job)
@@ -81,10 +85,8 @@ def run_job(job: FinetuneJob, objective: str) -> FinetuneResult:
         with launched(fabric):
             if fabric.global_rank == 0:
                 call_hook("stage_started", stage=1, network=net)
-            minutes, steps = job.checkpoint_minutes, job.checkpoint_steps
-            train, val = splits["train"], splits.get("val")
-            work = Work(tuned, settings, train, val, fabric, job.seed, folder, minutes, steps)
-            found = run(work)
+            work = Work(tuned, settings, splits["train"], splits.get("val"), job, folder)
+            found = SlideEpochs(work, fabric).run()
             if fabric.global_rank == 0:
                 call_hook("stage_ended", stage=1, network=net)
         tuned.cpu().eval()
@@ -166,8 +168,8 @@ def _tuned(
     torch.manual_seed(job.seed)
     encoder = None
     if settings.train != "head":
-        encoder = Encoder(net, trained_modules(net.part_a, settings))
-        encoder.precision = job.precision
+        trained = trained_modules(net.part_a, settings)
+        encoder = Encoder(net, trained, job.precision, always=True)
     tower = ImageTower(pooled_width(net.part_a), settings, encoder)
     if objective == "direct":
         return Tuned(tower, Direct(settings.width, genes, settings.head))

@@ -1,6 +1,5 @@
 """Slides with expression out of a folder of stores or tiles, and an expression table."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +11,14 @@ from tiaft_extensions.transcriptomics.expression.pairs import match_slides
 from tiaft_extensions.transcriptomics.expression.tables import read_expression_table
 from tiaft_plugin.engine.jobs import read_patients
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_atomically
-from tiaft_plugin.finetune.interface import Inputs, Samples
+from tiaft_plugin.files import write_csv
+from tiaft_plugin.finetune.interface import FinetuneJob, Inputs, Samples
 from tiaft_plugin.reproduce.genes import read_genes
 from tiaft_plugin.reproduce.leftout import LeftOut
 from tiaft_plugin.tiles.words import some
 
 SETS = ("train", "val", "test")
+SLIDES, UNMATCHED = "slides.csv", "unmatched.csv"
 _FEW = 2  # patients to learn from, or to choose by: nobody can be told from no other
 FEWEST = 3  # patients to test on: of fewer there is no correlation
 
@@ -50,14 +50,17 @@ class Prepared:
     left: LeftOut
     lines: tuple[str, ...]
 
-    def write_slides(self, path: Path) -> None:
-        """Write which slide is whose, and in which set."""
-        with (
-            write_atomically(path) as part,
-            part.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("slide", "patient", "set"), *self.slides])
+    def write(self, out: Path) -> None:
+        """Write which slide is whose and in which set, and what has no part in any."""
+        write_csv(out / SLIDES, ("slide", "patient", "set"), self.slides)
+        self.left.write(out / UNMATCHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedJob(FinetuneJob):
+    """A job that knows its slides by name: its run writes the tables of `prepared`, too."""
+
+    prepared: Prepared
 
 
 def read_samples(

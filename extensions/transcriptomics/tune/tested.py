@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from tiaft_extensions.transcriptomics.means import means_of
 from tiaft_extensions.transcriptomics.tune.bags import FIXED, FeatureBags, draw
 from tiaft_extensions.transcriptomics.tune.loop import Split, Tuned
 from tiaft_extensions.transcriptomics.tune.losses import Direct
@@ -146,10 +147,7 @@ def _means(
 
 def _by_patient(values: np.ndarray, split: Split) -> np.ndarray:
     """Return the mean of each patient's slides (P, ·) float64, patients in sorted order."""
-    _, of_row = np.unique(split.patients.numpy(), return_inverse=True)
-    total = np.zeros((of_row.max() + 1, values.shape[1]))
-    np.add.at(total, of_row, values)
-    return total / np.bincount(of_row)[:, None]
+    return means_of(values, split.patients.numpy())
 
 
 @torch.no_grad()

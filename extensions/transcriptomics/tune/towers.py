@@ -7,38 +7,9 @@ from torch import Tensor, nn
 
 from tiaft_extensions.transcriptomics.tune.settings import TuneSettings
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.network.net import Network
+from tiaft_plugin.finetune.encoder import Encoder
 
 ATTENTION, ATTENTION_DROPOUT = 128, 0.25
-
-
-class Encoder(nn.Module):
-    """A network's Part A, from uint8 tiles (n, H, W, 3) to features (n, D).
-
-    `trained` are those of its modules that learn. Everything is in eval mode at all times:
-    BatchNorm keeps its statistics, else a slide's features would depend on the others beside it.
-    """
-
-    def __init__(self, net: Network, trained: list[nn.Module]):
-        super().__init__()
-        self.net, self.trained = net, trained
-        self.precision = "float32"
-        net.requires_grad_(False)
-        for module in trained:
-            module.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> "Encoder":
-        """Note the mode, and leave the network in that of evaluation."""
-        super().train(False)
-        self.training = mode
-        return self
-
-    def forward(self, tiles: Tensor) -> Tensor:
-        """Return features (n, D) float32 of uint8 tiles (n, H, W, 3)."""
-        pixels = self.net.normalise(tiles)
-        mixed = self.precision == "bfloat16"
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=mixed):
-            return self.net.part_a(pixels).float()
 
 
 class ImageTower(nn.Module):

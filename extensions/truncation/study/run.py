@@ -27,7 +27,7 @@ from tiaft_extensions.truncation.study.summary import (
     grouped,
     standard_error,
     summary_rows,
-    write_csv,
+    write_rows,
 )
 from tiaft_extensions.truncation.study.training import Trainer, backbone_of
 from tiaft_plugin.errors import Stopped, TiaftError
@@ -227,9 +227,9 @@ def _finish(work: _Work, notes: Sequence[str]) -> StudyResult:
     summary = _summary(work, name)
     models = _model_rows(work, costs, choice, summary)
     out = settings.out
-    write_csv(out / CELLS, CELL_COLUMNS, cell_rows(cells))
-    write_csv(out / SUMMARY, SUMMARY_COLUMNS, summary)
-    write_csv(out / MODELS, MODEL_COLUMNS, models)
+    write_rows(out / CELLS, CELL_COLUMNS, cell_rows(cells))
+    write_rows(out / SUMMARY, SUMMARY_COLUMNS, summary)
+    write_rows(out / MODELS, MODEL_COLUMNS, models)
     text, page = build_report(settings, trainer.sets, name, summary, models, choice, costs, notes)
     with write_atomically(out / REPORT) as temporary:
         temporary.write_text(page, encoding="utf-8")

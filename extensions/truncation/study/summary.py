@@ -1,6 +1,5 @@
 """What a study's cells say together: means over repeats, intervals, and which network is enough."""
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from tiaft_extensions.truncation.study.grid import Variant
 from tiaft_extensions.truncation.study.measures import MEAN, METRICS, Scores
 from tiaft_plugin.errors import TiaftError
-from tiaft_plugin.files import write_atomically
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.probes.statistics import cluster_weights
 
 FEWEST_GROUPS = 10  # slides or patients; of fewer, a bootstrap of them says nothing
@@ -152,15 +151,9 @@ def cell_rows(cells: Iterable[Found]) -> list[dict[str, Any]]:
     ]
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as a table, atomically; numbers with six digits, and nothing for NaN."""
-    with (
-        write_atomically(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_plain(row.get(name, "")) for name in columns] for row in rows)
+    write_csv(path, columns, ([_plain(row.get(name, "")) for name in columns] for row in rows))
 
 
 def _plain(value: Any) -> Any:

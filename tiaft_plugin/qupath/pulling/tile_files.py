@@ -1,6 +1,5 @@
 """Tiles and their manifest, as `tiles/listing.py` reads it."""
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tiaft_plugin.errors import Stopped, TiaftError
+from tiaft_plugin.files import write_csv
 from tiaft_plugin.progress import progress
 from tiaft_plugin.qupath.pulling.asked import How, Pulled
 from tiaft_plugin.qupath.pulling.cut import Tile, cut_tiles, write_tiles
@@ -48,9 +48,7 @@ def write_tile_files(folder: Path, plans: Sequence[SlidePlan], how: How) -> list
         if not any((folder / name).iterdir()):  # its only slide failed
             (folder / name).rmdir()
     columns = [*COLUMNS, *(CORRECTED if how.corrections_of else ())]
-    with (folder / MANIFEST).open("w", encoding="utf-8", newline="") as manifest:
-        writer = csv.writer(manifest, lineterminator="\n")
-        writer.writerows([columns, *(row[: len(columns)] for row in rows)])
+    write_csv(folder / MANIFEST, columns, (row[: len(columns)] for row in rows))
     about = json.dumps(_about(plans, results, how), indent=2, ensure_ascii=False)
     (folder / ABOUT).write_text(about + "\n", encoding="utf-8")
     return results
