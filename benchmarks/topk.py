@@ -60,8 +60,10 @@ def main() -> None:
     learnt, tested = halves[given.half], halves[1 - given.half]
     bags = draw(tiles, learnt, given.patients, given.tiles, given.seed)
     test = draw(tiles, tested, given.test, given.tiles, given.seed + 1)
+    about = f"patients{given.patients}-tiles{given.tiles}-half{given.half}-seed{given.seed}"
+    place = given.out / about
     model = encoder(given.out / "encoder.safetensors")
-    chose = head(given.out, tiles, model, bags, given.seed)
+    chose = head(place, tiles, model, bags, given.seed)
     sets = {
         "train": samples(tiles, [bag for bag in bags if bag.name not in chose]),
         "val": samples(tiles, [bag for bag in bags if bag.name in chose]),
@@ -69,9 +71,9 @@ def main() -> None:
     }
     for name, its in sets.items():
         print(f"{len(its.files)} {name} patients of {given.tiles} tiles")
-    out = given.out / "topk"
+    out = place / f"k{given.k}-epochs{given.epochs}-lr{given.lr:g}-test{given.test}"
     if not (out / "summary.json").exists():
-        options = {"attention": head_of(given.out), "k": given.k, "epochs": given.epochs,
+        options = {"attention": head_of(place), "k": given.k, "epochs": given.epochs,
                    "lr": given.lr}  # fmt: skip
         job = FinetuneJob(
             out=out, **sets, inputs="bags", init=str(model), seed=given.seed, device="cpu",

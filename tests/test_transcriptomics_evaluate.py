@@ -318,19 +318,24 @@ def test_what_makes_a_split_look_better_than_it_is_is_said(tmp_path):
     keys = np.array([f"k{n:02d}" for n in range(12)])
     values = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     parts, groups = np.array(["train"] * 8 + ["test"] * 4), np.array(list("PQRSTUVWPQXY"))
-    table = FeatureTable("m", keys, values, groups, parts)
+    noted = {"notes": ["1 of 13 slides of the table have no store: fold-1/s.svs"]}
+    table = FeatureTable("m", keys, values, groups, parts, source=noted)
     targets = Targets("classes", keys, np.array(list("abababababcc")), ("a", "b", "c"))
     task = SimpleNamespace(level="tile", probe="tissue")
     found = run_held_out(task, table, targets, tmp_path / "one", evaluation.Protocol(0, 100, 99))
     said = "; ".join(found.warnings)
     assert "2 patients stand in train and test, and results look better than they are: P, Q" in said
     assert "classes of which no row is learnt from: c" in said
-    assert "labels are not permuted" in said and "fold" not in said
+    assert "labels are not permuted" in said and "m: 1 of 13 slides" in said
     assert found.scores["m"].shape == (4, 3) and found.scores["m"].argmax(axis=1).max() < 2
     alone = run_held_out(
         task, replace(table, groups=None), targets, tmp_path / "two", evaluation.Protocol()
     )
-    assert "no slide or patient is known of the rows: nothing says" in "; ".join(alone.warnings)
+    said = "; ".join(alone.warnings)
+    assert "no slide or patient is known of the rows: nothing says" in said
+    one = replace(table, groups=np.array(["P"] * 8 + ["Q"] * 4))
+    one = run_held_out(task, one, targets, tmp_path / "three", evaluation.Protocol())
+    assert "of a fold" not in said and not any("folds" in text for text in one.warnings)
 
 
 def test_features_that_there_are_already_serve_by_the_models_name(world, done, tmp_path):
@@ -408,6 +413,11 @@ def test_the_mean_over_tasks_is_plain_and_draws_shared_patients_once():
     assert more.patients.high - 0.4 == pytest.approx(2 * widened, rel=0.05)  # both lean on noise
     same = gain_difference([(pair, pair) for pair in pairs], 4000, 0)
     assert (same.value, same.patients.p, same.tasks.p) == (0, 1, 1)
+    twins = [(of_numbers(0.1, 0.1 + noise[0], its), of_numbers(0, 0 * noise[0], its))
+             for its in groups[:2]]  # fmt: skip
+    alike = mean_difference(twins, 4000, 0)  # as many patients, and the same draws, but others
+    widened = 2.045 * noise[0].std() / np.sqrt(2) * np.sqrt(2.25 * 30 / 29)
+    assert alike.patients.high - 0.1 == pytest.approx(widened, rel=0.05)
     alone = gain_difference([(pairs[0], less[0])], 4000, 0)
     assert alone.patients.low < alone.value < alone.patients.high and np.isnan(alone.tasks.low)
 

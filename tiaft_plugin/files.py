@@ -79,6 +79,10 @@ def write_folder_atomically(path: Path | str, *, overwrite: bool = False) -> Ite
         if error.errno in DISK_ERRORS:  # of a file that is gone by now, or of none
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    except Stopped as error:
+        if str(temporary) in str(error):  # as `write_atomically` has it, of a file that is gone
+            raise Stopped(str(error).replace(str(temporary), str(path))) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

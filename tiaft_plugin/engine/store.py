@@ -97,16 +97,16 @@ class Store:
         """
         group, every = open_sound(self.path), self.bounds()
         for number in range(group["chunk_crc32"].shape[0]):
-            if not is_written(group, number):
+            values = read_chunk(group, number)
+            if values is None:
                 raise _damaged(self.path, number)
-            rows = chunk_slice(number, self.facts["chunk_rows"])
-            yield every[rows], np.asarray(self.values[rows])
+            yield every[chunk_slice(number, self.facts["chunk_rows"])], values
 
     def bounds(self) -> np.ndarray:
         """Return where all tiles lie, (N, 4) float64 in baseline pixels. Raises TiaftError."""
         try:
             coordinates, tissue = np.asarray(self.coordinates[:]), np.asarray(self.tissue[:])
-        except Exception as error:  # as in is_written
+        except Exception as error:  # as in read_chunk
             raise _misplaced(self.path) from error
         if self.facts["tiles_sha256"] != _hash_of_tiles(coordinates, tissue):
             raise _misplaced(self.path)
@@ -253,14 +253,19 @@ def write_chunk(
 
 def is_written(group: Group, number: int) -> bool:
     """Whether chunk `number` is marked as written and still is what was written."""
+    return read_chunk(group, number) is not None
+
+
+def read_chunk(group: Group, number: int) -> np.ndarray | None:
+    """Return the values (n, D) of chunk `number`; None where it is not what was written."""
     facts = facts_of(group)
     rows = chunk_slice(number, facts["chunk_rows"])
     try:
         crc = int(group["chunk_crc32"][number])
         arrays = [group[name][rows] for name in (ARRAYS[facts["kind"]], *beside_of(facts))]
     except Exception:  # a file of the chunk is damaged: codecs raise what they like
-        return False
-    return crc != _NOT_WRITTEN and _crc32(arrays) == crc
+        return None
+    return arrays[0] if crc != _NOT_WRITTEN and _crc32(arrays) == crc else None
 
 
 def facts_of(group: Group) -> dict[str, Any]:
@@ -409,12 +414,12 @@ def open_sound(path: Path) -> Group:
     for name in arrays:
         try:
             group[name]
-        except Exception:  # as in is_written
+        except Exception:  # as in read_chunk
             lacking.append(name)
     try:
         if not lacking:
             count_missing(group)
-    except Exception:  # as in is_written
+    except Exception:  # as in read_chunk
         lacking = ["the list of what is written"]
     if lacking:
         raise TiaftError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tiaft_plugin.engine.store import Store, chunk_slice, is_written, open_sound, read_store
+from tiaft_plugin.engine.store import Store, chunk_slice, open_sound, read_chunk, read_store
 from tiaft_plugin.errors import TiaftError, reason
 from tiaft_plugin.probes.aggregate import (
     Aggregate,
@@ -205,12 +205,12 @@ def checked_chunks(store: Store) -> Iterator[np.ndarray]:
     group = open_sound(store.path)
     for number in range(group["chunk_crc32"].shape[0]):
         rows = chunk_slice(number, store.facts["chunk_rows"])
-        if not is_written(group, number):
+        values = read_chunk(group, number)
+        if values is None:
             raise TiaftError(
                 f"{store.path} is damaged: chunk {number} is not what was written; run the same "
                 "`tiaft extract` again, it writes that chunk anew"
             )
-        values = np.asarray(store.values[rows], dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1)) + (rows.start or 0)
         if len(bad):
             raise TiaftError(

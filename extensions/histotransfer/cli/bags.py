@@ -49,8 +49,10 @@ def bags(tiles: Path, out: Path, **options: Any) -> None:
     """
     from tiaft_extensions.histotransfer.tile_stores import write_tile_stores
     from tiaft_plugin.engine.jobs import read_patients
+    from tiaft_plugin.files import refuse_among_tiles
     from tiaft_plugin.tiles.tileset import read_tileset
 
+    refuse_among_tiles(out, tiles)
     stain = stain_of(options)
     patients = read_patients(options["patients"]) if options["patients"] else None
     how = {name: options[name] for name in ("batch_size", "workers", "device", "overwrite")}

@@ -22,6 +22,7 @@ def finished(ready: Prepared, found: Progress, around: dict[str, Any]) -> Networ
     """Return the network of the model file: the tuned encoder, and a card that says how."""
     card, job = ready.net.card, ready.job
     kept = found.best["epoch"] if found.best else ready.settings.epochs
+    done = "top-k fine-tuned on" if kept else "as before top-k fine-tuning on"
     training: dict[str, Any] = {
         **describe_init(job.init),
         "finetuner": "top-k",
@@ -51,7 +52,7 @@ def finished(ready: Prepared, found: Progress, around: dict[str, Any]) -> Networ
             "classes": list(ready.head.classes),
         },
         licence=joined_licence(card.licence, {}),
-        source=f"{card.source}; top-k fine-tuned on {len(ready.sets['train'].bags)} bags",
+        source=f"{card.source}; {done} {len(ready.sets['train'].bags)} bags",
     )
     return ready.net
 

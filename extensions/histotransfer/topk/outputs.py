@@ -50,8 +50,9 @@ def write_run(
     rows = ((r["epoch"], r["split"], *(f"{r[n]:.6g}" for n in _MEASURES)) for r in progress.rows)
     write_csv(out / METRICS, ("epoch", "split", *_MEASURES), rows)
     training = net.card.training
-    about = {"encoder_kept_epoch": training["kept_epoch"], "head_sha256": training["head_sha256"],
-             "k": training["k"]}  # fmt: skip
+    about = {"encoder_kept_epoch": training["kept_epoch"], "head_sha256": training["head_sha256"]}
+    if training["kept_epoch"]:  # else the head is as it was, and learnt from all tiles
+        about["k"] = training["k"]
     save_head(out / HEAD, head, ready.head.classes, {**ready.head.about, **about})
     fold = Fold("", training["kept_epoch"], progress.rows, net.card.data, notes)
     settings = {**ready.settings.numbers, "seed": ready.job.seed, "precision": ready.precision}

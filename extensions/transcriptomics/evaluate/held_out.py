@@ -18,6 +18,8 @@ from tiaft_plugin.probes.settings import COLOUR
 from tiaft_plugin.tiles.words import some
 
 FILE = "held_out.npz"
+# Of what is noted of rows, that on folds, of which there are none; files may be called so, too.
+_ON_FOLDS = ("both sides of a fold,", "folds are of very", "folds of groups never")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _warnings(
     experiment: Experiment, codes: np.ndarray, tested: np.ndarray, protocol: Any
 ) -> list[str]:
     """Return what a reader should know of a split; notes on folds are of none here."""
-    found = [note for note in experiment.notes if "fold" not in note]
+    found = [note for note in experiment.notes if not any(text in note for text in _ON_FOLDS)]
     if not experiment.grouped:
         found.append(
             "no slide or patient is known of the rows: nothing says whether one stands in train "

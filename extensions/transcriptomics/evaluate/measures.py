@@ -157,6 +157,10 @@ def _mean(tasks: Sequence[Sequence[Pair]], draws: int, seed: int) -> Mean:
     values = np.array([gain(pairs, lambda its: its.value) for pairs in tasks])
     joint = joint_draws([one.problem.groups for one in firsts], draws, seed)
     drawn = np.stack([drawn_gain(pairs, own) for pairs, own in zip(tasks, joint, strict=True)])
+    rng = np.random.default_rng(seed)
+    for together in _sharing([set(one.problem.groups.tolist()) for one in firsts]):
+        # Of other patients, but as many, draws are the same by number: not to be taken for pairs.
+        drawn[together] = drawn[together][:, rng.permutation(drawn.shape[1])]
     clusters = min(one.problem.clusters for one in firsts)
     folds = max((one.problem.count for one in firsts), key=reuse)
     value = float(values.mean())

@@ -103,10 +103,11 @@ def _refuse_other_models(job: FinetuneJob, samples: Samples, net: Network) -> No
                 "give the model that extracted them"
             )
         if card is not None and card.hidden:
+            mpp = f" --mpp {card.mpp}" if card.mpp else ""
             raise TiaftError(
                 f"{path} has features after the hidden layers of {job.init}, which a tuned model "
                 "has no more: give tiles, or features by the encoder alone (`tiaft models create "
-                f"FILE --init {job.init} --tile-size {card.tile_size} --mpp {card.mpp}` makes it)"
+                f"FILE --init {job.init} --tile-size {card.tile_size}{mpp}` makes it)"
             )
         if store.values.shape[1] != width:
             remedy = "leave --backbone out" if own else "give the model that extracted them"
