@@ -1,6 +1,7 @@
 """Top-k fine-tuning against the frozen encoder, on patients that nothing was learnt from.
 
     python benchmarks/topk.py OUT [--patients 240] [--test 240] [--tiles 40] [-k 12] [--epochs 10]
+        [--lr 1e-5] [--keep best|last] [--half 0|1]
 
 A patient is a bag of real `kather2016` tiles of one source slide, positive where at least three of
 them are tumour. Patients to learn from have tiles of four of the ten source slides, those to choose
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=1e-5, help="the paper's by default")
+    parser.add_argument("--keep", choices=("best", "last"), default="best", help="epoch")
     parser.add_argument("--half", type=int, choices=(0, 1), default=0, help="to learn from")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -71,10 +73,10 @@ def main() -> None:
     }
     for name, its in sets.items():
         print(f"{len(its.files)} {name} patients of {given.tiles} tiles")
-    out = place / f"k{given.k}-epochs{given.epochs}-lr{given.lr:g}-test{given.test}"
+    out = place / f"k{given.k}-epochs{given.epochs}-lr{given.lr:g}-{given.keep}-test{given.test}"
     if not (out / "summary.json").exists():
         options = {"attention": head_of(place), "k": given.k, "epochs": given.epochs,
-                   "lr": given.lr}  # fmt: skip
+                   "lr": given.lr, "keep": given.keep}  # fmt: skip
         job = FinetuneJob(
             out=out, **sets, inputs="bags", init=str(model), seed=given.seed, device="cpu",
             checkpoint_minutes=1.0, options=options,
