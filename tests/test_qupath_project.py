@@ -762,7 +762,7 @@ def test_a_disk_that_is_really_full_leaves_the_old_file(tmp_path):
     if done is None or "mount:" in done.stderr or "unshare:" in done.stderr:
         pytest.skip("this system lets nobody mount a small file system")
     assert done.returncode == 0, done.stderr
-    assert "project.qpproj cannot be written: No space left on device" in done.stdout
+    assert "cannot be written: No space left on device: it is as it was\n" in done.stdout
 
 
 def rewrite_for_ever(project: Path, folder: Path) -> None:

@@ -55,6 +55,8 @@ def write_json(path: Path, content: dict[str, Any], mark: str = "") -> None:
         if mode is not None:
             with suppress(OSError):  # somebody else's file system has its own idea of rights
                 path.chmod(mode)
+    except Stopped as error:  # a full disk
+        raise Stopped(f"{error}: it is as it was") from error
     except OSError as error:
         raise Stopped(f"{path} cannot be written: {error.strerror}: it is as it was") from error
 
