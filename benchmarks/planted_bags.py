@@ -27,7 +27,6 @@ from tiaft_extensions.histotransfer.mil import Mil
 from tiaft_plugin.engine import store
 from tiaft_plugin.engine.tile_features import ExtractedTiles, extract_tiles
 from tiaft_plugin.network import create_network, save_model
-from tiaft_plugin.probes import baselines
 from tiaft_plugin.probes.interface import FeatureTable, Result, Targets
 from tiaft_plugin.probes.reading import read_inputs
 from tiaft_plugin.probes.run import run_probe
@@ -54,7 +53,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    baselines.LEAK_DRAWS = 0  # that control is not printed here
     with tempfile.TemporaryDirectory() as place:
         stores, out = Path(place) / "stores", Path(place) / "mil"
         truth = plant(features(Path(place)), stores, given.bags, given.tiles, given.seed)
@@ -143,7 +141,8 @@ def probe(tables: Sequence[FeatureTable], targets: Targets, out: Path | None, **
     """Run the probe; all that it measures has mean pooling as reference, where that comes first."""
     if out is None:  # colour costs as much as attention, and is known already
         tables = [replace(table, colour=None) for table in tables]
-    return run_probe("mil", tables, targets, out, permutations=0, verbose=None, **how)
+    left_out = {"permutations": 0, "leak_control": False}  # they are not printed here
+    return run_probe("mil", tables, targets, out, verbose=None, **left_out, **how)
 
 
 def row(found: Result, name: str, metric: str = "AUROC") -> dict[str, Any]:
